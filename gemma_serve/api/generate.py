@@ -1,0 +1,117 @@
+"""`POST /v1/chat/completions` and `POST /v1/completions`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ..engine.base import Engine
+from ..errors import InvalidRequest
+from ..generation import Generator, Kind
+from ..middleware.request_log import request_state
+from ..settings import LimitsSettings
+from .body import read_body
+from .docs import errors, request_schema
+from .schemas import ChatCompletion, ChatCompletionBody, Completion, CompletionBody, GenerationBody
+from .streaming import EventStream, until_disconnect
+
+# OpenAI's parameters that cannot change Gemma's answer, accepted and dropped. `store` and `metadata` keep an
+# answer in OpenAI's dashboard, `service_tier`, `prediction` and `prompt_cache_*` buy speed there.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "metadata",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+
+# OpenAI's parameters that would change the answer, with what to use instead.
+_NOT_SUPPORTED = {
+    "audio": "Gemma answers in text only",
+    "function_call": "use 'tool_choice'",
+    "functions": "use 'tools'",
+    "suffix": "Gemma does not fill in the middle",
+    "verbosity": "ask for a short or long answer in the prompt",
+    "web_search_options": "this server does not search the web",
+}
+
+
+def router(generator: Generator, engine: Engine, limits: LimitsSettings) -> APIRouter:
+    routes = APIRouter(tags=["generation"])
+
+    async def generate(kind: Kind, request: Request, schema: type[GenerationBody]) -> Response:
+        engine.status.require_ready()  # before the body: a loading server must not parse megabytes
+        body, checked = await read_body(request, schema)
+        _check_parameters(body, limits)
+        state = request_state(request.scope)
+        passed = {name: value for name, value in body.items() if name not in _WITHOUT_EFFECT}
+        if checked.stream:
+            return EventStream(kind, await generator.stream(kind, passed, state.id, state.record), body)
+        work = generator.complete(kind, passed, state.id, state.record)
+        answer = await until_disconnect(request.receive, work)
+        return Response(orjson.dumps(answer), media_type="application/json")
+
+    @routes.post(
+        "/v1/chat/completions",
+        summary="Answer a chat",
+        response_class=Response,
+        responses={200: {"model": ChatCompletion}, **errors(400, 404, 413, 415, 503)},
+        openapi_extra=request_schema(ChatCompletionBody),
+    )
+    async def chat_completions(request: Request) -> Any:
+        """OpenAI's chat completions, with vLLM's extensions; streamed when `stream` is true."""
+        return await generate("chat", request, ChatCompletionBody)
+
+    @routes.post(
+        "/v1/completions",
+        summary="Continue a text",
+        response_class=Response,
+        responses={200: {"model": Completion}, **errors(400, 404, 413, 415, 503)},
+        openapi_extra=request_schema(CompletionBody),
+    )
+    async def completions(request: Request) -> Any:
+        """OpenAI's (legacy) completions: no chat template is applied to the prompt."""
+        return await generate("completion", request, CompletionBody)
+
+    return routes
+
+
+def _check_parameters(body: dict[str, Any], limits: LimitsSettings) -> None:
+    """Refuse what this server cannot do, and what one request must not cost."""
+    for name, hint in _NOT_SUPPORTED.items():
+        if body.get(name) is not None:
+            raise InvalidRequest(
+                f"'{name}' is not supported: {hint}.", param=name, code="unsupported_parameter"
+            )
+        body.pop(name, None)
+    if (modalities := body.pop("modalities", None)) not in (None, ["text"]):
+        raise InvalidRequest(
+            f"'modalities' can only be [\"text\"], got {modalities!r:.60}: Gemma answers in text.",
+            param="modalities",
+            code="unsupported_parameter",
+        )
+    if (best_of := body.pop("best_of", None)) not in (None, body.get("n") or 1):
+        raise InvalidRequest(
+            f"'best_of' ({best_of!r:.20}) must equal 'n': the engine has no ranking of answers.",
+            param="best_of",
+        )
+    if (n := body.get("n") or 1) > limits.max_n:
+        raise InvalidRequest(
+            f"'n' is {n}; at most {limits.max_n} answers at once.", param="n", code="invalid_value"
+        )
+    for name in ("top_logprobs", "logprobs", "prompt_logprobs"):
+        value = body.get(name)
+        if type(value) is int and not 0 <= value <= limits.max_logprobs:
+            raise InvalidRequest(
+                f"'{name}' is {value}; it must be between 0 and {limits.max_logprobs}.",
+                param=name,
+                code="invalid_value",
+            )

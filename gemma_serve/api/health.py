@@ -1,0 +1,31 @@
+"""`GET /health`, `/health/live` and `/health/ready`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse
+
+from ..health import Health
+from .schemas import HealthSummary
+
+
+def router(health: Health) -> APIRouter:
+    routes = APIRouter(tags=["health"])
+    responses: dict[int | str, dict[str, object]] = {
+        200: {"model": HealthSummary},
+        503: {"model": HealthSummary},
+    }
+
+    @routes.get("/health", summary="Summary", responses=responses)
+    @routes.get("/health/ready", summary="Would a request sent now be served?", responses=responses)
+    async def ready() -> JSONResponse:
+        """503 with the reason while the model loads, drains or has failed."""
+        headers = {"Cache-Control": "no-store"} | ({} if health.ready() else {"Retry-After": "5"})
+        return JSONResponse(health.summary(), 200 if health.ready() else 503, headers)
+
+    @routes.get("/health/live", summary="Is the process alive?", responses=responses)
+    async def live() -> JSONResponse:
+        """503 only when a restart would help."""
+        return JSONResponse(health.summary(), 200 if health.live() else 503, {"Cache-Control": "no-store"})
+
+    return routes

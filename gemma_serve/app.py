@@ -1,0 +1,124 @@
+"""`create_app`: the settings and an engine in, an ASGI application out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+
+import orjson
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from . import __version__
+from .api import docs, generate
+from .api import health as health_api
+from .api import models as models_api
+from .api.streaming import ClientDisconnected
+from .engine.base import Engine, EngineState, EngineStatus
+from .engine.lifecycle import VLLMEngine
+from .errors import BY_STATUS, InvalidRequest, ServeError
+from .generation import Generator
+from .health import Health
+from .middleware.body_limit import BodyLimit
+from .middleware.request_log import RequestLog
+from .middleware.unexpected_error import UnexpectedError
+from .models import Models
+from .settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = "OpenAI-compatible API for Google's Gemma models, on vLLM."
+
+
+def create_app(
+    settings: Settings,
+    engine: Engine | None = None,
+    *,
+    on_failure: Callable[[str], None] = lambda reason: None,
+) -> FastAPI:
+    """The application. `on_failure` is called with a sentence when the engine cannot start or has died."""
+    engine = engine or VLLMEngine(settings)
+    models = Models(settings, engine)
+    generator = Generator(engine, models)
+    health = Health(engine)
+
+    def on_change(status: EngineStatus) -> None:
+        if status.state in (EngineState.FAILED, EngineState.DEAD):
+            on_failure(f"{settings.model.id}: {status.error}")
+        else:
+            logger.info(
+                "%s: %s%s", settings.model.id, status.state, f", {status.phase}" if status.phase else ""
+            )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine.status.on_change = on_change
+        await engine.start()
+        try:
+            yield
+        finally:
+            await engine.stop()
+
+    app = FastAPI(
+        title="gemma_serve",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=middleware(settings),
+    )
+    app.state.engine = engine
+    app.include_router(generate.router(generator, engine, settings.limits))
+    app.include_router(models_api.router(models))
+    app.include_router(health_api.router(health))
+    docs.install(app)
+    app.add_exception_handler(ServeError, _render_error)
+    app.add_exception_handler(HTTPException, _render_http_error)
+    app.add_exception_handler(ClientDisconnected, _render_nothing)
+    return app
+
+
+def middleware(settings: Settings) -> list[Middleware]:
+    """Every middleware, outermost first: the only place that orders them."""
+    return [
+        Middleware(RequestLog),
+        Middleware(UnexpectedError),
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.security.allowed_origins,
+            allow_methods=["GET", "POST", "OPTIONS"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        ),
+        Middleware(BodyLimit, limit=settings.server.max_body_bytes),
+    ]
+
+
+async def _render_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServeError)
+    return Response(orjson.dumps(error.body()), error.status, error.headers, "application/json")
+
+
+async def _render_http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405."""
+    assert isinstance(error, HTTPException)
+    kind = BY_STATUS.get(error.status_code, InvalidRequest if error.status_code < 500 else ServeError)
+    message = error.detail
+    if error.status_code == 404:
+        message = f"There is no {request.method} {request.url.path!r:.200} here; /docs lists what there is."
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        message = f"{request.method} is not allowed on {request.url.path!r:.200}; use {allowed}."
+    body = kind(message).body()
+    return Response(orjson.dumps(body), error.status_code, dict(error.headers or {}), "application/json")
+
+
+async def _render_nothing(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # never sent: the client has gone

@@ -1,0 +1,145 @@
+"""What the rest of the server knows of an engine. No vLLM here: importing this is cheap."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+from ..errors import EngineNotReady
+
+
+class EngineState(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    DEAD = "dead"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+_NOT_READY = {
+    EngineState.LOADING: "The model is still loading",
+    EngineState.FAILED: "The model could not be loaded",
+    EngineState.DEAD: "The engine has stopped",
+    EngineState.DRAINING: "The server is shutting down",
+    EngineState.STOPPED: "The server is shutting down",
+}
+
+
+class EngineStatus:
+    """The state of the engine and how it came to it; one object, shared by all who ask."""
+
+    def __init__(self) -> None:
+        self.state = EngineState.LOADING
+        self.phase = "starting"
+        self.since = time.time()
+        self.error: str | None = None
+        self.history: list[tuple[float, EngineState, str]] = []
+        self.on_change: Callable[[EngineStatus], None] = lambda status: None
+
+    @property
+    def ready(self) -> bool:
+        return self.state is EngineState.READY
+
+    def set(self, state: EngineState, phase: str = "", error: str | None = None) -> None:
+        """Move on. `phase` is what a person reads while waiting: "importing vLLM", "loading weights"."""
+        self.state, self.phase, self.since, self.error = state, phase, time.time(), error
+        self.history = [*self.history[-49:], (self.since, state, phase)]
+        self.on_change(self)
+
+    def require_ready(self) -> None:
+        """Raise `EngineNotReady`, with when to come back, unless a request can be served now."""
+        if not self.ready:
+            detail = f" ({self.phase})" if self.phase else ""
+            raise EngineNotReady(
+                f"{_NOT_READY[self.state]}{detail}. Try again shortly.", code=f"engine_{self.state}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A validated request body on its way to the engine."""
+
+    kind: Literal["chat", "completion"]
+    body: dict[str, Any]
+    request_id: str
+    model: str
+    """The served model's own name; `body["model"]` may be an alias."""
+
+
+@dataclass(slots=True)
+class Usage:
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
+    """OpenAI's `prompt_tokens_details` and `completion_tokens_details`, where the engine reports them."""
+
+    def body(self) -> dict[str, Any]:
+        total = self.prompt_tokens + self.completion_tokens
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": total,
+            **self.details,
+        }
+
+
+@dataclass(slots=True)
+class Delta:
+    """What one engine step added to one choice."""
+
+    index: int
+    text: str
+    finish_reason: str | None = None
+    delta: dict[str, Any] | None = None
+    """In place of `text` where there is more than text: tool calls, reasoning, in OpenAI's streamed shape."""
+    choice: dict[str, Any] | None = None
+    """Further fields of the choice: logprobs, stop_reason, token_ids."""
+    extra: dict[str, Any] | None = None
+    """Further top-level fields of the chunk, such as `prompt_token_ids`."""
+
+
+class TokenStream(Protocol):
+    """A generation under way. Iterate it once; `aclose` at any time stops the engine's work on it."""
+
+    id: str
+    created: int
+    model: str
+    fingerprint: str | None
+    usage: Usage
+    """Counts so far; final once the iteration has ended."""
+
+    def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        """Yields what arrived together, at least one delta each time. Raises `ServeError`."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class Engine(Protocol):
+    """A model that answers, or says why it cannot yet."""
+
+    status: EngineStatus
+
+    async def start(self) -> None:
+        """Begin to load in the background; returns at once."""
+        ...
+
+    async def stop(self) -> None:
+        """Stop all work and every process of the engine."""
+        ...
+
+    async def complete(self, request: GenerationRequest) -> tuple[dict[str, Any], Usage]:
+        """The whole answer in OpenAI's shape. Cancelling it aborts the generation. Raises `ServeError`."""
+        ...
+
+    async def stream(self, request: GenerationRequest) -> TokenStream:
+        """Validate and prepare; the stream starts when it is iterated. Raises `ServeError`."""
+        ...
+
+    def model_length(self) -> int | None:
+        """Context length in tokens, once it is known."""
+        ...

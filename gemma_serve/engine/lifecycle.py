@@ -1,0 +1,156 @@
+"""`VLLMEngine`: loads vLLM in the background while the server already answers, and takes it down again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import StartupError
+from ..settings import Settings
+from .base import EngineState, EngineStatus, GenerationRequest, TokenStream, Usage
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from .vllm_engine import VLLMServing
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_WATCH_SECONDS = 0.5
+
+
+class VLLMEngine:
+    """The real engine; see `base.Engine`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.status = EngineStatus()
+        self._settings = settings
+        self._llm: AsyncLLM | None = None
+        self._serving: VLLMServing | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._load_and_watch())
+
+    async def _load_and_watch(self) -> None:
+        try:
+            await _in_daemon_thread(self._load)
+            from .vllm_engine import serve
+
+            assert self._llm is not None
+            self._phase("warming up")
+            self._serving = await serve(self._settings, self._llm, self.status)
+        except Exception as error:
+            logger.debug("The engine failed to start", exc_info=True)
+            self.status.set(EngineState.FAILED, error=_reason(error, self._settings))
+            return
+        self.status.set(EngineState.READY)
+        while self.status.ready:
+            await asyncio.sleep(_WATCH_SECONDS)
+            self._serving.supervisor.notice_death()
+
+    def _load(self) -> None:
+        self._phase("importing vLLM")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # no phoning home unless the operator turns it on
+        try:
+            from .vllm_engine import build_llm
+        except ImportError as error:
+            raise StartupError(
+                f"vLLM cannot be imported ({error}): run `make setup`, which installs the vLLM for this machine"
+            ) from error
+        self._llm = build_llm(self._settings, self._phase)
+
+    def _phase(self, phase: str) -> None:
+        self.status.set(EngineState.LOADING, phase)
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if not self.status.error:
+            self.status.set(EngineState.STOPPED)
+        if self._llm is not None:
+            await asyncio.to_thread(self._llm.shutdown, 5.0)
+        await asyncio.to_thread(_end_children)
+
+    async def complete(self, request: GenerationRequest) -> tuple[dict[str, Any], Usage]:
+        return await self._ready().complete(request)
+
+    async def stream(self, request: GenerationRequest) -> TokenStream:
+        return await self._ready().stream(request)
+
+    def _ready(self) -> VLLMServing:
+        self.status.require_ready()
+        assert self._serving is not None
+        return self._serving
+
+    def model_length(self) -> int | None:
+        return None if self._llm is None else int(self._llm.model_config.max_model_len)
+
+
+async def _in_daemon_thread(work: Callable[[], T]) -> T:
+    """As `asyncio.to_thread`, but a process that ends while `work` still runs does not wait for it."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(setter: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            setter(value)
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            outcome = (future.set_exception, error)
+        else:
+            outcome = (future.set_result, result)
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=run, name="engine-loader", daemon=True).start()
+    return await future
+
+
+def _end_children() -> None:
+    """End every process that vLLM started and did not end itself, workers of its workers included."""
+    try:
+        import psutil
+    except ImportError:
+        return  # comes with vLLM; without it there are no processes of vLLM either
+    children = psutil.Process().children(recursive=True)
+    for signal_them in (psutil.Process.terminate, psutil.Process.kill):
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                signal_them(child)
+        _, children = psutil.wait_procs(children, timeout=3)
+
+
+def _reason(error: BaseException, settings: Settings) -> str:
+    """One sentence for the operator: what failed, and what to do where we know it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    name = settings.model.name
+    lowered = text.lower()
+    if isinstance(error, StartupError):
+        return text
+    if "gated repo" in lowered or "401 client error" in lowered or "restricted" in lowered:
+        return (
+            f"{name} is a gated model: accept its licence at https://huggingface.co/{name} and set HF_TOKEN "
+            "to a token of that account"
+        )
+    if any(hint in lowered for hint in ("not a valid model identifier", "can't load the configuration", "couldn't connect",
+                                        "is not a local folder", "cannot find an appropriate cached snapshot",
+                                        "invalid repository id", "repo id must")):  # fmt: skip
+        return (
+            f"the model {name!r} was found neither as a local folder nor on Hugging Face: check GEMMA_MODEL_NAME, "
+            "the network, and HF_TOKEN for gated models"
+        )
+    if "out of memory" in lowered:
+        return f"{name} does not fit into the device's memory: lower engine.gpu_memory_utilization or model.max_length, or use a smaller model ({text:.300})"
+    return f"{text:.600}"

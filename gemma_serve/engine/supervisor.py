@@ -1,0 +1,56 @@
+"""The seam between this server and vLLM: an `EngineClient` around `AsyncLLM`.
+
+Our routes and vLLM's own serving classes all generate through it, so what it does holds for every route.
+What it does not change it hands on to the engine that runs now.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from vllm.engine.protocol import EngineClient
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from .base import EngineState, EngineStatus
+
+
+class Supervisor(EngineClient):  # type: ignore[misc]
+    """Admits requests while the engine is ready, counts them, and notices when it dies."""
+
+    def __init__(self, llm: AsyncLLM, status: EngineStatus) -> None:
+        self._llm = llm
+        self._status = status
+        self.in_flight = 0
+
+    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
+        self._status.require_ready()
+        outputs = self._llm.generate(*args, **kwargs)
+        self.in_flight += 1
+        try:
+            async for output in outputs:
+                yield output
+        finally:
+            self.in_flight -= 1
+            await outputs.aclose()  # aborts the request unless it has finished
+            self.notice_death()
+
+    def notice_death(self) -> None:
+        """Tell the rest of the server as soon as vLLM knows that its processes are gone."""
+        if self._status.ready and self._llm.errored:
+            self._status.set(EngineState.DEAD, error="vLLM's engine process ended unexpectedly")
+
+
+def _delegate(cls: type[Supervisor]) -> None:
+    """Hand every other member of the interface to `_llm`, whichever vLLM version defines it."""
+    names = {name for name in vars(EngineClient) if not name.startswith("_")} | set(
+        EngineClient.__annotations__
+    )
+    for name in names - set(vars(cls)):
+        setattr(cls, name, property(lambda self, name=name: getattr(self._llm, name)))
+    abc.update_abstractmethods(cls)
+
+
+_delegate(Supervisor)

@@ -1,0 +1,184 @@
+"""Builds `AsyncLLM` from the settings, and vLLM's serving classes on top of the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+from vllm.config.logging import LoggingConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.models.protocol import BaseModelPath
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.serve.utils.request_logger import RequestLogger
+from vllm.platforms import current_platform
+from vllm.renderers.chat_utils import load_chat_template
+from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from .. import demo_model
+from ..errors import InvalidRequest, StartupError
+from ..settings import DEMO_MODEL, Settings
+from .base import EngineStatus, GenerationRequest, TokenStream, Usage
+from .supervisor import Supervisor
+from .vllm_errors import mapped_errors, raise_for_error
+from .vllm_serving import ChatServing, CompletionServing, chat_answer, completion_answer
+
+_GIB = 1 << 30
+
+
+def build_llm(settings: Settings, set_phase: Callable[[str], None]) -> AsyncLLM:
+    """Start vLLM's processes and load the weights. Blocks for as long as that takes; call it in a thread."""
+    set_phase("reading the model's configuration")
+    args = AsyncEngineArgs(**engine_arguments(settings))
+    config = args.create_engine_config()
+    set_phase("starting the engine and loading the weights")
+    return AsyncLLM.from_vllm_config(
+        vllm_config=config,
+        enable_log_requests=args.enable_log_requests,
+        aggregate_engine_logging=args.aggregate_engine_logging,
+        disable_log_stats=args.disable_log_stats,
+    )
+
+
+def engine_arguments(settings: Settings) -> dict[str, Any]:
+    """Keyword arguments of `AsyncEngineArgs`; what `engine:` sets wins over what is derived here."""
+    model, performance = settings.model, settings.performance
+    _check_device(performance.device)
+    values: dict[str, Any] = {
+        "model": str(demo_model.PATH) if model.name == DEMO_MODEL else model.name,
+        "served_model_name": [model.id, *model.aliases],
+        "dtype": performance.precision,
+        "max_model_len": model.max_length,
+        "logging_config": LoggingConfig(pylogging_config_file=str(Path(__file__).with_name("logging.json"))),
+        "max_logprobs": settings.limits.max_logprobs,
+    }
+    if model.temperature is not None:
+        values["override_generation_config"] = {"temperature": model.temperature}
+    if model.reasoning_parser:
+        values["reasoning_parser"] = model.reasoning_parser
+    if current_platform.is_cpu():
+        values |= _cpu_defaults(settings.engine)
+    return values | settings.engine
+
+
+def _check_device(device: str) -> None:
+    built_for = current_platform.device_type
+    if device not in ("auto", built_for):
+        raise StartupError(
+            f"GEMMA_PERFORMANCE_DEVICE={device}, but the installed vLLM is for {built_for or 'no device found here'}: "
+            f"install the other one with `GEMMA_SETUP={device} make setup`, or leave the setting at `auto`"
+        )
+
+
+def _cpu_defaults(engine: dict[str, Any]) -> dict[str, Any]:
+    # A request with a seed that shares a step with a chunked prefill kills the engine on CPU ("CPU Generator
+    # does not use offset"); without chunked prefill vLLM sets max_num_batched_tokens >= max_model_len itself.
+    values: dict[str, Any] = {"enable_chunked_prefill": False}
+    if not {"kv_cache_memory_bytes", "gpu_memory_utilization"} & engine.keys():
+        values["kv_cache_memory_bytes"] = min(4 * _GIB, psutil.virtual_memory().total // 4)
+    if engine.get("enforce_eager"):
+        # vLLM compiles some sampling code (log probabilities) all the same: 20 s for the first request that
+        # asks, and the end of the engine where there is no C++ compiler.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    # Leave a core to this process, or every token waits for the scheduler of the operating system.
+    if (os.cpu_count() or 1) > 1:
+        os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "1")
+    return values
+
+
+class VLLMServing:
+    """vLLM's request handling on the supervised engine: bodies in, answers and token streams out."""
+
+    def __init__(self, settings: Settings, supervisor: Supervisor) -> None:
+        model = settings.model
+        self.supervisor = supervisor
+        names = [BaseModelPath(name=name, model_path=model.name) for name in (model.id, *model.aliases)]
+        models = OpenAIServingModels(supervisor, names)
+        request_logger = RequestLogger(max_log_len=None) if settings.log.prompts else None
+        shared: dict[str, Any] = {
+            "request_logger": request_logger,
+            "chat_template": load_chat_template(model.chat_template),
+            "chat_template_content_format": "auto",
+            "trust_request_chat_template": False,  # a template runs code of its author: CVE-2025-62426
+            "enable_auto_tools": model.tool_parser is not None,
+            "tool_parser": model.tool_parser,
+            "reasoning_parser": model.reasoning_parser or "",
+        }
+        self.renderer = OnlineRenderer(supervisor.model_config, supervisor.renderer, **shared)
+        self.chat = ChatServing(
+            supervisor,
+            models,
+            "assistant",
+            online_renderer=self.renderer,
+            enable_prompt_tokens_details=True,
+            **shared,
+        )
+        self.completion = CompletionServing(
+            supervisor,
+            models,
+            online_renderer=self.renderer,
+            request_logger=request_logger,
+            enable_prompt_tokens_details=True,
+        )
+
+    async def complete(self, request: GenerationRequest) -> tuple[dict[str, Any], Usage]:
+        with mapped_errors():
+            response = await self._create(request)
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError  # vLLM turns cancellation into an answer
+            raise_for_error(response)
+            answer = chat_answer(response) if request.kind == "chat" else completion_answer(response)
+        return answer
+
+    async def stream(self, request: GenerationRequest) -> TokenStream:
+        with mapped_errors():
+            response = await self._create(request)
+            raise_for_error(response)
+        stream: TokenStream = response
+        return stream
+
+    async def _create(self, request: GenerationRequest) -> Any:
+        body = request.body | {"model": request.model}
+        body.setdefault("request_id", request.request_id)
+        if body.get("priority") and self.supervisor.vllm_config.scheduler_config.policy != "priority":
+            raise InvalidRequest(
+                "'priority' has no effect here: the server runs with engine.scheduling_policy=fcfs.",
+                param="priority",
+            )
+        if request.kind == "chat":
+            return await self.chat.create_chat_completion(_validated(ChatCompletionRequest, body))
+        return await self.completion.create_completion(_validated(CompletionRequest, body))
+
+
+R = TypeVar("R", ChatCompletionRequest, CompletionRequest)
+
+
+def _validated(model: type[R], body: dict[str, Any]) -> R:
+    """vLLM's request object. A misspelt parameter, which vLLM would ignore, is refused."""
+    for name in body.keys() - model.model_fields.keys():
+        near = difflib.get_close_matches(name, model.model_fields, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise InvalidRequest(
+            f"Unrecognized request argument supplied: {name}.{hint}", param=name, code="unknown_parameter"
+        )
+    try:
+        return model.model_validate(body)
+    except (AttributeError, KeyError, RecursionError) as error:
+        # vLLM's validators see the raw body and expect the right types in it.
+        raise InvalidRequest(f"The request holds a value of the wrong type: {error}.") from error
+
+
+async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLMServing:
+    """Put the serving classes on a loaded engine; runs on the event loop that will use it."""
+    supervisor = Supervisor(llm, status)
+    await llm.reset_mm_cache()
+    serving = VLLMServing(settings, supervisor)
+    await asyncio.to_thread(serving.renderer.warmup)
+    return serving

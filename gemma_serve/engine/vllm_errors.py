@@ -1,0 +1,150 @@
+"""vLLM's exceptions and error answers as ours: the one place that knows both."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pydantic
+from jinja2 import TemplateError
+from vllm import exceptions as vllm_exceptions
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from ..engine_fields import ENGINE_FIELDS
+from ..errors import (
+    BY_STATUS,
+    ContextLengthExceeded,
+    EngineDied,
+    InvalidRequest,
+    ModelNotFound,
+    NotFound,
+    NotImplementedHere,
+    Overloaded,
+    ServeError,
+    Unprocessable,
+)
+
+try:
+    from vllm.entrypoints.serve.exception_handling.utils import sanitize_message
+except ImportError:  # vLLM 0.26
+    from vllm.entrypoints.utils import sanitize_message
+
+# vLLM raises these for what a client sent until all its checks have moved to VLLMClientError (its own
+# create_error_response says so), so they are the client's fault here too.
+_CLIENT_FAULTS = (ValueError, TypeError, OverflowError, TemplateError)
+
+
+@contextmanager
+def mapped_errors() -> Iterator[None]:
+    """Raise `ServeError` for whatever vLLM raises inside; cancellation passes."""
+    try:
+        yield
+    except (ServeError, asyncio.CancelledError, GeneratorExit):
+        raise
+    except Exception as error:
+        raise map_error(error) from error
+
+
+def map_error(error: BaseException) -> ServeError:
+    """The `ServeError` that tells a client about a vLLM exception."""
+    if isinstance(error, ServeError):
+        return error
+    if isinstance(error, EngineGenerateError) and error.__cause__ is not None:
+        return map_error(error.__cause__)
+    if isinstance(error, pydantic.ValidationError):
+        return _validation_error(error)
+    message = _readable(str(error.args[0]) if error.args else str(error))
+    match error:
+        case EngineDeadError():
+            return EngineDied("The engine stopped while it worked on this request. Try again shortly.")
+        case vllm_exceptions.GracefulHTTPError():
+            return _by_status(int(error.http_status), message, None)
+        case vllm_exceptions.VLLMUnprocessableEntityError():
+            return Unprocessable(message, param=error.parameter)
+        case vllm_exceptions.VLLMNotFoundError():
+            return NotFound(message)
+        case vllm_exceptions.VLLMValidationError():
+            return _client_fault(message, error.parameter)
+        case vllm_exceptions.VLLMClientError():
+            return _client_fault(message, None)
+        case vllm_exceptions.RetryableRequestError():
+            return Overloaded(message)
+        case NotImplementedError():
+            return NotImplementedHere(message)
+        case _ if isinstance(error, _CLIENT_FAULTS):
+            return _client_fault(message, None)
+    return ServeError("The engine failed on this request; the server's log says why.")
+
+
+def raise_for_error(response: Any) -> None:
+    """Raise what vLLM's serving classes return instead of raising."""
+    if isinstance(response, ErrorResponse):
+        info = response.error
+        info.message = _readable(info.message)
+        if info.code == 404 and info.param == "model":
+            raise ModelNotFound(info.message, param="model")
+        raise _by_status(info.code, info.message, info.param)
+
+
+# vLLM's messages name its own flags; those not listed here are engine arguments.
+_FLAGS = {
+    "--enable-auto-tool-choice and --tool-call-parser": "the setting model.tool_parser",
+    "--tool-call-parser": "the setting model.tool_parser",
+    "--reasoning-parser and/or --reasoning-config": "the setting model.reasoning_parser",
+    ", but --trust-request-chat-template is not set": "",
+}
+
+
+_FLAG = re.compile(r"--([a-z][a-z0-9-]+)")
+
+
+def _engine_setting(flag: str, unchanged: str) -> str:
+    name = flag.replace("-", "_")
+    return f"engine.{name}" if name in ENGINE_FIELDS else unchanged
+
+
+def _readable(message: str) -> str:
+    for flag, setting in _FLAGS.items():
+        message = message.replace(flag, setting)
+    message = _FLAG.sub(lambda flag: _engine_setting(flag[1], flag[0]), message)
+    return str(sanitize_message(message))
+
+
+def _by_status(status: int, message: str, param: str | None) -> ServeError:
+    if status == 503:
+        return Overloaded(message)
+    if status == 400:
+        return _client_fault(message, param)
+    return BY_STATUS.get(status, ServeError)(message, param=param)
+
+
+# vLLM names the setting; our users know the fields of their request.
+_PARAMS = {"input_tokens": "messages", "input_text": "messages"}
+
+
+def _client_fault(message: str, param: str | None) -> InvalidRequest:
+    lowered = message.lower()
+    if (
+        "maximum context length" in lowered
+        or "maximum model length" in lowered
+        or "context length (" in lowered
+    ):
+        return ContextLengthExceeded(message, param=_PARAMS.get(param or "", param))
+    return InvalidRequest(message, param=param)
+
+
+def _validation_error(error: pydantic.ValidationError) -> InvalidRequest:
+    """The first fault, which is the one to mend first, with the path of the field."""
+    fault = error.errors(include_url=False, include_context=True)[0]
+    cause = (fault.get("ctx") or {}).get("error")
+    if isinstance(cause, vllm_exceptions.VLLMClientError):
+        mapped = map_error(cause)
+        if isinstance(mapped, InvalidRequest):
+            return mapped
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return InvalidRequest(f"Invalid value for '{path}': {message}" if path else message, param=path or None)

@@ -1,0 +1,240 @@
+"""vLLM's chat and completion handlers, with their output turned into our `TokenStream` and plain dicts.
+
+Validation, rendering, sampling parameters and parsers stay vLLM's. Overridden is only the step that turns
+engine outputs into SSE text: plain text goes straight from the engine's output to `Delta`; everything else
+(tool calls, reasoning, logprobs, echo, …) is read back from vLLM's own chunks, so that it equals vLLM's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import orjson
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse, UsageInfo
+from vllm.outputs import RequestOutput
+
+from ..errors import ServeError
+from .base import Delta, Usage
+from .vllm_errors import mapped_errors, raise_for_error
+
+
+class ChatServing(OpenAIServingChat):  # type: ignore[misc]
+    def chat_completion_stream_generator(
+        self,
+        request: ChatCompletionRequest,
+        result_generator: AsyncGenerator[RequestOutput, None],
+        request_id: str,
+        model_name: str,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Stream:
+        parser = self.parser_cls
+        parsed = parser is not None and (request.tools or parser.reasoning_parser_cls is not None)
+        plain = not (parsed or request.logprobs or request.echo or _wants_details(request))
+        if plain:
+            stream: Stream = PlainStream(_numbered(result_generator), request.n or 1)
+        else:
+            chunks = super().chat_completion_stream_generator(
+                request, result_generator, request_id, model_name, *args, **kwargs
+            )
+            stream = ChunkStream(chunks, result_generator, _metadata(args, kwargs))
+        stream.id, stream.model, stream.fingerprint = request_id, model_name, self.system_fingerprint
+        return stream
+
+
+class CompletionServing(OpenAIServingCompletion):  # type: ignore[misc]
+    def completion_stream_generator(
+        self,
+        request: CompletionRequest,
+        engine_inputs: Any,
+        result_generator: AsyncGenerator[tuple[int, RequestOutput], None],
+        request_id: str,
+        created_time: int,
+        model_name: str,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Stream:
+        plain = request.logprobs is None and not (request.echo or _wants_details(request))
+        if plain:
+            stream: Stream = PlainStream(result_generator, request.n or 1)
+        else:
+            chunks = super().completion_stream_generator(
+                request,
+                engine_inputs,
+                result_generator,
+                request_id,
+                created_time,
+                model_name,
+                *args,
+                **kwargs,
+            )
+            stream = ChunkStream(chunks, result_generator, _metadata(args, kwargs))
+        stream.id, stream.model, stream.fingerprint = request_id, model_name, self.system_fingerprint
+        stream.created = created_time
+        return stream
+
+
+def _wants_details(request: ChatCompletionRequest | CompletionRequest) -> bool:
+    options = request.stream_options
+    return bool(
+        request.return_token_ids
+        or getattr(request, "return_prompt_text", None)
+        or (options is not None and options.continuous_usage_stats)
+    )
+
+
+def _metadata(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """vLLM leaves the final usage in the RequestResponseMetadata that it passes to its generators."""
+    candidates = [*args, *kwargs.values()]
+    return next(item for item in candidates if hasattr(item, "final_usage_info"))
+
+
+async def _numbered(
+    results: AsyncGenerator[RequestOutput, None],
+) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    try:
+        async for result in results:
+            yield 0, result
+    finally:
+        await results.aclose()
+
+
+class Stream:
+    """Common to both kinds: see `base.TokenStream`."""
+
+    id = ""
+    model = ""
+    fingerprint: str | None = None
+
+    def __init__(self, source: AsyncGenerator[Any, None]) -> None:
+        self.created = int(time.time())
+        self.usage = Usage()
+        self._source = source
+
+    async def aclose(self) -> None:
+        await self._source.aclose()
+
+
+class PlainStream(Stream):
+    """Text and finish reasons, straight from the engine's outputs."""
+
+    def __init__(self, results: AsyncGenerator[tuple[int, RequestOutput], None], n: int) -> None:
+        super().__init__(results)
+        self._n = n
+
+    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        usage, n = self.usage, self._n
+        prompt_counted: set[int] = set()
+        with mapped_errors():
+            async for prompt_index, result in self._source:
+                if result.prompt_token_ids is not None and prompt_index not in prompt_counted:
+                    prompt_counted.add(prompt_index)
+                    usage.prompt_tokens += len(result.prompt_token_ids)
+                    _add_cached(usage, result.num_cached_tokens)
+                deltas = []
+                for output in result.outputs:
+                    usage.completion_tokens += len(output.token_ids)
+                    reason = output.finish_reason
+                    if reason == "error":
+                        raise ServeError("The engine failed on this request; the server's log says why.")
+                    if not output.text and reason is None:
+                        continue  # half a character, or a prefill step
+                    stop = None if output.stop_reason is None else {"stop_reason": output.stop_reason}
+                    deltas.append(Delta(output.index + prompt_index * n, output.text, reason, None, stop))
+                if deltas:
+                    yield deltas
+
+
+class ChunkStream(Stream):
+    """Whatever vLLM's own generator streams, read back from its SSE text."""
+
+    def __init__(
+        self, chunks: AsyncGenerator[str, None], results: AsyncGenerator[Any, None], metadata: Any
+    ) -> None:
+        super().__init__(chunks)
+        self._results = results
+        self._request_metadata = metadata
+
+    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        async for event in self._source:
+            data = event.removeprefix("data: ").rstrip()
+            if data == "[DONE]":
+                break
+            chunk = orjson.loads(data)
+            if "error" in chunk:
+                raise_for_error(ErrorResponse(**chunk))
+            extra = {key: value for key, value in chunk.items() if key not in _CONSTANT and value is not None}
+            # Our writer says who speaks; vLLM's chunk for that is of use only for what it carries besides.
+            deltas = [_delta(choice, extra) for choice in chunk["choices"] if extra or not _only_role(choice)]
+            if deltas:
+                yield deltas
+        if (usage := self._request_metadata.final_usage_info) is not None:
+            self.usage = _usage(usage)
+
+    async def aclose(self) -> None:
+        await self._source.aclose()
+        await self._results.aclose()  # does not close by itself when vLLM's generator was never started
+
+
+_CONSTANT = {"id", "object", "created", "model", "choices", "system_fingerprint"}
+
+
+def _only_role(choice: dict[str, Any]) -> bool:
+    delta = choice.get("delta") or {}
+    return "role" in delta and not delta.get("content") and choice.get("finish_reason") is None
+
+
+def _delta(choice: dict[str, Any], extra: dict[str, Any]) -> Delta:
+    index, reason = choice.pop("index"), choice.pop("finish_reason", None)
+    delta = choice.pop("delta", None)
+    text = choice.pop("text", "")
+    if delta is not None:
+        delta = {key: value for key, value in delta.items() if value is not None and key != "role"}
+        if delta.keys() <= {"content"}:
+            text, delta = delta.get("content", ""), None
+    details = {key: value for key, value in choice.items() if value is not None}
+    return Delta(index, text, reason, delta, details or None, extra or None)
+
+
+def _add_cached(usage: Usage, cached: int | None) -> None:
+    if cached is not None:
+        details = usage.details.setdefault("prompt_tokens_details", {"cached_tokens": 0})
+        details["cached_tokens"] += cached
+
+
+def _usage(info: UsageInfo) -> Usage:
+    usage = Usage(info.prompt_tokens, info.completion_tokens or 0)
+    if info.prompt_tokens_details is not None:
+        _add_cached(usage, info.prompt_tokens_details.cached_tokens)
+    if info.completion_tokens_details is not None:
+        usage.details["completion_tokens_details"] = info.completion_tokens_details.model_dump()
+    return usage
+
+
+def chat_answer(response: ChatCompletionResponse) -> tuple[dict[str, Any], Usage]:
+    """OpenAI's `chat.completion` object: its fields always, vLLM's further ones where they hold something."""
+    body, usage = _answer(response)
+    for choice in body["choices"]:
+        choice["message"] = {"role": None, "content": None, "refusal": None} | choice["message"]
+        choice["message"]["role"] = "assistant"  # vLLM says "user" when a user's message was continued
+    return body, usage
+
+
+def completion_answer(response: CompletionResponse) -> tuple[dict[str, Any], Usage]:
+    """OpenAI's `text_completion` object, likewise."""
+    return _answer(response)
+
+
+def _answer(response: ChatCompletionResponse | CompletionResponse) -> tuple[dict[str, Any], Usage]:
+    usage = _usage(response.usage)
+    body = response.model_dump(mode="json", exclude_none=True, exclude={"usage"})
+    for choice in body["choices"]:
+        choice.setdefault("logprobs", None)
+    body["usage"] = usage.body()
+    return body, usage

@@ -1,0 +1,128 @@
+"""The error tree. Services raise these; `app.py` renders them in OpenAI's shape, in one place.
+
+    ServeError                      500 server_error
+    ├── InvalidRequest              400 invalid_request_error
+    │   ├── ContextLengthExceeded       context_length_exceeded
+    │   └── Unprocessable           422 (an image that cannot be fetched, …)
+    ├── NotFound                    404
+    │   └── ModelNotFound               model_not_found
+    ├── MethodNotAllowed            405
+    ├── PayloadTooLarge             413
+    ├── UnsupportedMediaType        415
+    ├── NotImplementedHere          501
+    └── Unavailable                 503, Retry-After
+        ├── EngineNotReady              engine_loading, engine_draining, …
+        └── Overloaded                  engine_overloaded
+
+`type` and `code` follow https://platform.openai.com/docs/guides/error-codes: clients branch on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class ServeError(Exception):
+    """An error that a client may see. `message` says what to do about it; `param` names the field."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The wire form: `{"error": {message, type, param, code}}`."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(ServeError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class Unprocessable(InvalidRequest):
+    status = 422
+
+
+class NotFound(InvalidRequest):
+    status = 404
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class MethodNotAllowed(InvalidRequest):
+    status = 405
+    code = "method_not_allowed"
+
+
+class PayloadTooLarge(InvalidRequest):
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class NotImplementedHere(InvalidRequest):
+    status = 501
+    code = "not_implemented"
+
+
+class Unavailable(ServeError):
+    """Try again: `retry_after` is in seconds."""
+
+    status = 503
+    type = "service_unavailable"
+
+    def __init__(self, message: str, *, retry_after: int = 5, code: str | None = None) -> None:
+        super().__init__(message, code=code, headers={"Retry-After": str(retry_after)})
+
+
+class EngineNotReady(Unavailable):
+    code = "engine_not_ready"
+
+
+class Overloaded(Unavailable):
+    code = "engine_overloaded"
+
+
+class EngineDied(Unavailable):
+    code = "engine_died"
+
+
+class StartupError(Exception):
+    """The server cannot start or go on; `str()` is one sentence for the operator."""
+
+
+BY_STATUS: Mapping[int, type[ServeError]] = {
+    400: InvalidRequest,
+    404: NotFound,
+    405: MethodNotAllowed,
+    413: PayloadTooLarge,
+    415: UnsupportedMediaType,
+    422: Unprocessable,
+    501: NotImplementedHere,
+}

@@ -1,0 +1,92 @@
+"""Log configuration: one line format for our lines, uvicorn's and vLLM's, in every process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from contextvars import ContextVar
+from typing import Any
+
+import orjson
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The id of the request being served, on every log line written while it is."""
+
+# The engine's processes start without our settings: they read these (see engine/logging.json).
+_LEVEL_VARIABLE = "VLLM_LOGGING_LEVEL"
+_FORMAT_VARIABLE = "GEMMA_SERVE_ENGINE_LOG_FORMAT"
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "vllm_process_name",
+    "fileinfo",
+}
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-31 12:00:00,123 - INFO - message`, with the engine's process named in its own lines."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s - %(levelname)s - %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        if record.name.startswith("vllm"):
+            record.message = f"[{_process(record)}] {record.message}"
+        return super().formatMessage(record)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line; what a call passes as `extra` becomes fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if (rid := request_id.get()) is not None:
+            entry["request_id"] = rid
+        if record.name.startswith("vllm"):
+            entry["process"] = _process(record)
+        entry |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(entry, default=str).decode()
+
+
+def _process(record: logging.LogRecord) -> str:
+    return str(getattr(record, "vllm_process_name", None) or record.processName)
+
+
+def make_handler(log_format: str) -> logging.Handler:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    return handler
+
+
+def configure(level: str, log_format: str) -> None:
+    """Send every logger's lines to stderr in `log_format` ("text" or "json"), here and in the engine."""
+    root = logging.getLogger()
+    root.handlers[:] = [make_handler(log_format)]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("gemma_serve").setLevel(level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    logging.getLogger("uvicorn.access").disabled = True  # middleware/access_log.py writes these
+    logging.captureWarnings(True)
+    os.environ[_LEVEL_VARIABLE] = level
+    os.environ[_FORMAT_VARIABLE] = log_format
+
+
+def engine_handler() -> logging.Handler:
+    """The handler of vLLM's loggers, made by `engine/logging.json` in each of vLLM's processes."""
+    logging.getLogger("vllm").setLevel(os.environ.get(_LEVEL_VARIABLE, "INFO"))
+    return make_handler(os.environ.get(_FORMAT_VARIABLE, "text"))

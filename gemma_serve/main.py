@@ -1,0 +1,24 @@
+"""`uvicorn gemma_serve.main:app`, the development way: `--reload` works. Settings come from the environment."""
+
+import signal
+import sys
+
+from gemma_serve import logs
+from gemma_serve.app import create_app
+from gemma_serve.errors import StartupError
+from gemma_serve.server import refuse_workers
+from gemma_serve.settings import Settings
+
+
+def _end(reason: str) -> None:
+    print(f"gemma_serve: {reason}", file=sys.stderr, flush=True)
+    signal.raise_signal(signal.SIGTERM)
+
+
+refuse_workers()
+try:
+    _settings = Settings.load()
+except StartupError as error:
+    sys.exit(f"gemma_serve: {error}")
+logs.configure(_settings.log.level, _settings.log.format)
+app = create_app(_settings, on_failure=_end)

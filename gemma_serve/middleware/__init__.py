@@ -1,0 +1,1 @@
+"""Pure ASGI middleware, one class a file; `app.py` has the one list that orders them."""

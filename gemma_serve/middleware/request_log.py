@@ -1,0 +1,110 @@
+"""The request's id, and its line in the log when it has ended."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import cast
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .. import logs
+from ..generation import Record
+
+logger = logging.getLogger("gemma_serve.request")
+
+# What may stand in a header, a log line and a file name alike; anything else is replaced by an id of ours.
+_ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._~:@/+=-]{1,128}")
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before the answer
+_PROBED = ("/health", "/metrics")  # asked every few seconds; at INFO they would drown the rest
+_STATE = "gemma_serve.request"
+
+
+@dataclass(slots=True)
+class RequestState:
+    """What layers say of one request."""
+
+    id: str
+    record: Record = field(default_factory=Record)
+
+
+def request_state(scope: Scope) -> RequestState:
+    return cast(RequestState, scope[_STATE])
+
+
+class RequestLog:
+    """Takes or makes `X-Request-Id`, returns it, and writes `POST /path - 192.0.2.1 - 200 - 1.234s`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        state = scope[_STATE] = RequestState(_request_id(scope))
+        token = logs.request_id.set(state.id)
+        status = _CLIENT_CLOSED_REQUEST
+        finished = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, finished
+            if message["type"] in ("http.response.start", "websocket.accept"):
+                status = message.get("status", 101)
+                headers = [*message.get("headers", []), (b"x-request-id", state.id.encode())]
+                message = {**message, "headers": headers}
+            elif message["type"] in ("http.response.body", "websocket.close"):
+                finished = not message.get("more_body", False)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            self._log(
+                scope, state, status if finished else _CLIENT_CLOSED_REQUEST, time.perf_counter() - started
+            )
+            logs.request_id.reset(token)
+
+    def _log(self, scope: Scope, state: RequestState, status: int, seconds: float) -> None:
+        level = logging.DEBUG if scope["path"].startswith(_PROBED) else logging.INFO
+        if not logger.isEnabledFor(level):
+            return
+        client = (scope.get("client") or ("-",))[0]
+        method, path, record = scope.get("method", "WEBSOCKET"), _printable(scope["path"]), state.record
+        logger.log(
+            level,
+            "%s %s - %s - %d - %.3fs",
+            method,
+            path,
+            client,
+            status,
+            seconds,
+            extra={
+                "method": method,
+                "path": path,
+                "client": client,
+                "status": status,
+                "seconds": round(seconds, 6),
+                "model": record.model,
+                "prompt_tokens": record.prompt_tokens,
+                "completion_tokens": record.completion_tokens,
+                "time_to_first_token": record.time_to_first_token,
+            },
+        )
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            return text if _ACCEPTABLE_ID.fullmatch(text) else uuid.uuid4().hex
+    return uuid.uuid4().hex
+
+
+def _printable(path: str) -> str:
+    """A path cannot forge a log line or drive a terminal."""
+    return path if path.isprintable() and len(path) <= 500 else ascii(path)[1:-1][:500]
