@@ -19,7 +19,7 @@ from .api import docs, generate
 from .api import health as health_api
 from .api import models as models_api
 from .api.streaming import ClientDisconnected
-from .engine.base import Engine, EngineState, EngineStatus
+from .engine.base import Engine, EngineStatus
 from .engine.lifecycle import VLLMEngine
 from .errors import BY_STATUS, InvalidRequest, ServeError
 from .generation import Generator
@@ -39,25 +39,23 @@ def create_app(
     settings: Settings,
     engine: Engine | None = None,
     *,
-    on_failure: Callable[[str], None] = lambda reason: None,
+    on_change: Callable[[EngineStatus], None] = lambda status: None,
 ) -> FastAPI:
-    """The application. `on_failure` is called with a sentence when the engine cannot start or has died."""
+    """The application. `on_change` hears of every change of the engine's state, from whichever thread."""
     engine = engine or VLLMEngine(settings)
     models = Models(settings, engine)
-    generator = Generator(engine, models)
+    generator = Generator(engine)
     health = Health(engine)
 
-    def on_change(status: EngineStatus) -> None:
-        if status.state in (EngineState.FAILED, EngineState.DEAD):
-            on_failure(f"{settings.model.id}: {status.error}")
-        else:
-            logger.info(
-                "%s: %s%s", settings.model.id, status.state, f", {status.phase}" if status.phase else ""
-            )
+    def log_change(status: EngineStatus) -> None:
+        level = logging.CRITICAL if status.failed else logging.INFO
+        words = [str(status.state), *filter(None, (status.phase, status.error))]
+        logger.log(level, "%s: %s", settings.model.id, ", ".join(words))
+        on_change(status)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine.status.on_change = on_change
+        engine.status.on_change = log_change
         await engine.start()
         try:
             yield
@@ -75,7 +73,7 @@ def create_app(
         middleware=middleware(settings),
     )
     app.state.engine = engine
-    app.include_router(generate.router(generator, engine, settings.limits))
+    app.include_router(generate.router(generator, engine, models, settings.limits))
     app.include_router(models_api.router(models))
     app.include_router(health_api.router(health))
     docs.install(app)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -114,11 +114,11 @@ def _load(options: argparse.Namespace) -> tuple[Settings, list[Any]]:
     return load_with_sources(config=options.config, overrides=overrides)
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(options: argparse.Namespace) -> NoReturn:
     settings, _ = _load(options)
     from .server import run  # imports the web framework: `--help` and `check` do not need it
 
-    return run(settings)
+    run(settings)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .engine.base import Engine, EngineState
+from .engine.base import Engine
 
 
 class Health:
@@ -13,7 +13,7 @@ class Health:
 
     def live(self) -> bool:
         """False only when a restart of this process would help."""
-        return self._engine.status.state not in (EngineState.FAILED, EngineState.DEAD)
+        return not self._engine.status.failed
 
     def ready(self) -> bool:
         """Would a request sent now be served?"""

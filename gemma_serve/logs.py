@@ -7,12 +7,26 @@ import os
 import sys
 import time
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The id of the request being served, on every log line written while it is."""
+
+@dataclass(slots=True)
+class RequestRecord:
+    """What the layers find out about one request, for its log line."""
+
+    id: str
+    model: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    time_to_first_token: float | None = None
+    """Seconds from the validated request to the first text."""
+
+
+current_request: ContextVar[RequestRecord | None] = ContextVar("current_request", default=None)
+"""The request being served; its id is on every JSON log line written while it is."""
 
 # The engine's processes start without our settings: they read these (see engine/logging.json).
 _LEVEL_VARIABLE = "VLLM_LOGGING_LEVEL"
@@ -49,8 +63,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if (rid := request_id.get()) is not None:
-            entry["request_id"] = rid
+        if (request := current_request.get()) is not None:
+            entry["request_id"] = request.id
         if record.name.startswith("vllm"):
             entry["process"] = _process(record)
         entry |= {key: value for key, value in vars(record).items() if key not in _STANDARD}

@@ -9,12 +9,13 @@ import signal
 import socket
 import sys
 import time
+from typing import NoReturn
 
 import uvicorn
 
 from . import logs
 from .app import create_app
-from .engine.base import Engine, EngineState
+from .engine.base import EngineStatus
 from .engine.lifecycle import VLLMEngine
 from .errors import StartupError
 from .settings import Settings
@@ -22,14 +23,22 @@ from .settings import Settings
 logger = logging.getLogger(__name__)
 
 
-def run(settings: Settings) -> int:
-    """Serve until a signal or a dead engine ends it. Returns the process's exit code."""
+def run(settings: Settings) -> NoReturn:
+    """Serve until a signal or a dead engine ends it, then end the process: 0, or 1 for a failure."""
     logs.configure(settings.log.level, settings.log.format)
     sock = _bind(settings.server.host, settings.server.port)
+    url = _url(sock)
+    started = time.monotonic()
+
+    def on_change(status: EngineStatus) -> None:
+        if status.ready:
+            print(_greeting(url, settings.model.id, time.monotonic() - started), flush=True)
+        elif status.failed:
+            server.should_exit = True
+
     engine = VLLMEngine(settings)
-    failures: list[str] = []
     config = uvicorn.Config(
-        create_app(settings, engine, on_failure=lambda reason: _fail(reason, failures, server)),
+        create_app(settings, engine, on_change=on_change),
         http="httptools",
         ws="websockets-sansio",
         log_config=None,
@@ -40,46 +49,23 @@ def run(settings: Settings) -> int:
         lifespan="on",
     )
     server = uvicorn.Server(config)
-    url = _url(sock)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again after an orderly shutdown
     logger.info("Listening on %s; loading %s", url, settings.model.name)
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_serve(server, sock, engine, url, settings))
-    sys.stdout.flush()
-    if failures:
-        # vLLM's loader thread may still be inside C code, which a normal exit would wait for or crash in.
-        logging.shutdown()
-        os._exit(1)
-    if not server.started:
-        return 1
-    return 0
-
-
-def _fail(reason: str, failures: list[str], server: uvicorn.Server) -> None:
-    logger.critical("%s", reason)
-    failures.append(reason)
-    server.should_exit = True
-
-
-async def _serve(
-    server: uvicorn.Server, sock: socket.socket, engine: Engine, url: str, settings: Settings
-) -> None:
-    greeting = asyncio.create_task(_greet_when_ready(engine, url, settings))
     try:
-        await server.serve(sockets=[sock])
-    finally:
-        greeting.cancel()
-
-
-async def _greet_when_ready(engine: Engine, url: str, settings: Settings) -> None:
-    started = time.monotonic()
-    while engine.status.state is EngineState.LOADING:
-        await asyncio.sleep(0.1)
-    if engine.status.ready:
-        print(_greeting(url, settings.model.id, time.monotonic() - started), flush=True)
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(server.serve(sockets=[sock]))
+    except KeyboardInterrupt:
+        pass  # uvicorn has shut down in good order and raises the signal again
+    code = 1 if engine.status.failed or not server.started else 0
+    # A loader thread may still be inside vLLM's C code; a normal exit would wait for it or crash in it.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _greeting(url: str, model: str, seconds: float) -> str:
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}], "max_tokens": 32}}'
+    message = '{"role": "user", "content": "Hello!"}'
+    body = f'{{"model": "{model}", "messages": [{message}], "max_tokens": 32}}'
     return f"""
 {model} is ready after {seconds:.0f} s.
 
@@ -92,7 +78,7 @@ Ctrl-C ends it.
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A listening socket, so that a taken port is known before a model is loaded. Raises `StartupError`."""
+    """A listening socket, so that a taken port shows before a model is loaded. Raises `StartupError`."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -116,7 +102,7 @@ def _url(sock: socket.socket) -> str:
 
 
 def refuse_workers() -> None:
-    """Under `uvicorn --workers N` each worker would load an engine of its own: end uvicorn with a sentence."""
+    """Under `uvicorn --workers N` each worker would load an engine: end uvicorn with a sentence."""
     workers = os.environ.get("WEB_CONCURRENCY", "1")
     for option, value in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
         if option == "--workers":

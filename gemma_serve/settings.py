@@ -196,7 +196,11 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *others: Any,
+        **named: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what `load` merged: a test or an embedding program is not at the mercy of the environment."""
         return (init_settings,)
@@ -300,7 +304,7 @@ def _our_variables(variables: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-# Read elsewhere: the YAML file's name, the set-up's choice of engine, and logs.py's message to child processes.
+# Read elsewhere: the YAML file's name, the set-up's choice of engine, logs.py's word to child processes.
 _NOT_SETTINGS = {"GEMMA_CONFIG", "GEMMA_SETUP", "GEMMA_SERVE_ENGINE_LOG_FORMAT"}
 
 
@@ -348,10 +352,12 @@ def _explain(error: dict[str, Any], sources: list[Source]) -> str:
     section, field = (*map(str, error["loc"][:2]), "")[:2]
     if error["type"] == "extra_forbidden":
         if not field:
-            return f"{section} ({source_label(section, sources)}): no such section{_nearest(section, Settings.model_fields)}"
+            near = _nearest(section, Settings.model_fields)
+            return f"{section} ({source_label(section, sources)}): no such section{near}"
         name = f"{section}.{field}"
         near = _nearest(name, [f"{s}.{f}" for s, f, _ in fields()])
-        return f"{name} ({variable_name(section, field)}, from {source_of(section, field, sources)}): no such setting{near}"
+        origin = source_of(section, field, sources)
+        return f"{name} ({variable_name(section, field)}, from {origin}): no such setting{near}"
     message = str(error["msg"]).removeprefix("Value error, ")
     message = message.replace("Input should be", "must be")
     if section == "engine":
@@ -367,7 +373,7 @@ def source_label(section: str, sources: list[Source]) -> str:
 
 
 def find_config(name: str | os.PathLike[str]) -> Path:
-    """A file as named, or a preset of `configs/` by its bare name. Raises `SettingsError` when there is none."""
+    """A file as named, or a preset of `configs/` by its bare name. Raises `SettingsError`."""
     path = Path(name)
     if path.is_file():
         return path

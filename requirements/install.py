@@ -193,11 +193,13 @@ class Installer:
         if self.stamp.base != wanted.base:
             names = [_name(line) for line in (*pins(engine), *pins("dev"))]
             self._remove([name for name in self.stamp.names if name not in names])
-            self._install(engine, pins(engine))
+            self._install_engine(engine, pins(engine))
+            compile_bytecode()
             link_project()
             self._record(self.stamp._replace(base=wanted.base, dev="", names=tuple(names)))
         if dev and self.stamp.dev != wanted.dev:
-            self._install("dev", pins("dev"))
+            say(f"Installing {len(pins('dev'))} packages for tests and checks")
+            self._pip(["install", *PIP_INSTALL, "-r", str(lock_file("dev"))], len(pins("dev")))
             self._record(self.stamp._replace(dev=wanted.dev))
 
     def _record(self, stamp: Stamp) -> None:
@@ -209,15 +211,18 @@ class Installer:
             say(f"Removing {len(names)} packages that are no longer needed")
             self._pip(["uninstall", "--yes", *names], len(names))
 
-    def _install(self, name: str, lines: Sequence[str]) -> None:
-        say(f"Installing the {len(lines)} packages of requirements/{name}.txt")
-        if name == "cpu":
-            self._install_cpu_torch(next(line for line in lines if line.startswith("torch==")))
-        self._pip(["install", *PIP_INSTALL, "-r", str(lock_file(name))], len(lines))
+    def _install_engine(self, engine: str, lines: Sequence[str]) -> None:
+        # pip compiles on one core what it installs; compile_bytecode() does it faster.
+        options = (*PIP_INSTALL, "--no-compile")
+        if engine == "cpu":
+            pin = next(line for line in lines if line.startswith("torch==")).split(";")[0].strip()
+            say(f"Installing {pin}")
+            self._install_cpu_torch(["install", *options, pin])
+        say(f"Installing {len(lines)} packages")
+        self._pip(["install", *options, "-r", str(lock_file(engine))], len(lines))
 
-    def _install_cpu_torch(self, pin: str) -> None:
+    def _install_cpu_torch(self, command: Sequence[str]) -> None:
         """PyPI has no CPU builds of torch. PyTorch's index is asked only for torch, and only if need be."""
-        command = ["install", *PIP_INSTALL, pin.split(";")[0].strip()]
         try:
             self._pip(command, 1)
         except PackageNotFound:
@@ -320,6 +325,19 @@ def create_venv() -> None:
         )
     if code:
         raise SetupError(f"{python} could not create a virtual environment. Full log: {LOG}")
+
+
+def compile_bytecode() -> None:
+    """Compile what a server imports; the rest is compiled when it is used, if ever.
+
+    Not left to the first start: with PYTHONDONTWRITEBYTECODE set, as in many containers, each start of
+    each process would compile vLLM anew (20 s).
+    """
+    say("Compiling bytecode")
+    command = [str(VENV / "bin" / "python"), "-I", "-m", "compileall", "-q", "-j", "0"]
+    command += ["-x", r"/(transformers/models|testing|tests?)/", str(VENV / "lib")]
+    # The exit status tells of templates and test data that are no Python: nothing is wrong then.
+    subprocess.call(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def link_project() -> None:

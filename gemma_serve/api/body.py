@@ -46,7 +46,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from error
     if not isinstance(body, dict):
         raise InvalidRequest(f"The request body must be a JSON object, not {_JSON_NAMES[type(body)]}.")
-    # Tokenizers and the C code below them take NUL for the end of text. The search costs nothing next to parsing.
+    # C code below the tokenizers takes NUL for the end of text. The search costs little next to parsing.
     if b"\\u0000" in raw and (path := next(_nul_paths(body), None)) is not None:
         raise InvalidRequest(f"'{path}' holds a NUL character (U+0000); remove it.", param=path)
     return body

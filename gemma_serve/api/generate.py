@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ..engine.base import Engine
+from ..engine.base import Engine, GenerationRequest, Kind
 from ..errors import InvalidRequest
-from ..generation import Generator, Kind
-from ..middleware.request_log import request_state
+from ..generation import Generator
+from ..logs import current_request
+from ..models import Models
 from ..settings import LimitsSettings
 from .body import read_body
 from .docs import errors, request_schema
@@ -44,19 +46,17 @@ _NOT_SUPPORTED = {
 }
 
 
-def router(generator: Generator, engine: Engine, limits: LimitsSettings) -> APIRouter:
+def router(generator: Generator, engine: Engine, models: Models, limits: LimitsSettings) -> APIRouter:
     routes = APIRouter(tags=["generation"])
 
     async def generate(kind: Kind, request: Request, schema: type[GenerationBody]) -> Response:
         engine.status.require_ready()  # before the body: a loading server must not parse megabytes
         body, checked = await read_body(request, schema)
         _check_parameters(body, limits)
-        state = request_state(request.scope)
-        passed = {name: value for name, value in body.items() if name not in _WITHOUT_EFFECT}
+        work = _request(kind, body, models)
         if checked.stream:
-            return EventStream(kind, await generator.stream(kind, passed, state.id, state.record), body)
-        work = generator.complete(kind, passed, state.id, state.record)
-        answer = await until_disconnect(request.receive, work)
+            return EventStream(kind, await generator.stream(work), body)
+        answer = await until_disconnect(request.receive, generator.complete(work))
         return Response(orjson.dumps(answer), media_type="application/json")
 
     @routes.post(
@@ -82,6 +82,15 @@ def router(generator: Generator, engine: Engine, limits: LimitsSettings) -> APIR
         return await generate("completion", request, CompletionBody)
 
     return routes
+
+
+def _request(kind: Kind, body: dict[str, Any], models: Models) -> GenerationRequest:
+    model = models.resolve(body.get("model"))
+    record = current_request.get()
+    if record is not None:
+        record.model = model
+    passed = {name: value for name, value in body.items() if name not in _WITHOUT_EFFECT}
+    return GenerationRequest(kind, passed, record.id if record else uuid.uuid4().hex, model)
 
 
 def _check_parameters(body: dict[str, Any], limits: LimitsSettings) -> None:

@@ -11,9 +11,9 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..engine.base import Delta, TokenStream
+from ..engine.base import Delta, Kind, TokenStream
 from ..errors import ServeError
-from ..generation import Kind, RecordedStream
+from ..generation import RecordedStream
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -57,7 +57,7 @@ async def _disconnect(receive: Receive) -> None:
 class EventStream(Response):
     """A response that sends a generation as OpenAI's chunks.
 
-    The status is sent with the first tokens, so that whatever fails before them has an HTTP status of its own.
+    The status is sent with the first tokens, so that what fails before them has an HTTP status of its own.
     """
 
     def __init__(self, kind: Kind, stream: RecordedStream, body: dict[str, Any]) -> None:
@@ -128,6 +128,7 @@ class ChunkWriter:
             return self._detailed(delta)
         text = orjson.dumps(delta.text)
         reason = b"null" if delta.finish_reason is None else orjson.dumps(delta.finish_reason)
+        parts: tuple[bytes, ...]
         if not self._chat:
             parts = (
                 self._choice,

@@ -44,6 +44,11 @@ class EngineStatus:
     def ready(self) -> bool:
         return self.state is EngineState.READY
 
+    @property
+    def failed(self) -> bool:
+        """Nothing will be served any more: the process should end."""
+        return self.state in (EngineState.FAILED, EngineState.DEAD)
+
     def set(self, state: EngineState, phase: str = "", error: str | None = None) -> None:
         """Move on. `phase` is what a person reads while waiting: "importing vLLM", "loading weights"."""
         self.state, self.phase, self.since, self.error = state, phase, time.time(), error
@@ -59,11 +64,14 @@ class EngineStatus:
             )
 
 
+Kind = Literal["chat", "completion"]
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """A validated request body on its way to the engine."""
 
-    kind: Literal["chat", "completion"]
+    kind: Kind
     body: dict[str, Any]
     request_id: str
     model: str

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psutil
+
 from ..errors import StartupError
 from ..settings import Settings
 from .base import EngineState, EngineStatus, GenerationRequest, TokenStream, Usage
@@ -62,7 +64,7 @@ class VLLMEngine:
             from .vllm_engine import build_llm
         except ImportError as error:
             raise StartupError(
-                f"vLLM cannot be imported ({error}): run `make setup`, which installs the vLLM for this machine"
+                f"vLLM cannot be imported ({error}): run `make setup`, which installs it for this machine"
             ) from error
         self._llm = build_llm(self._settings, self._phase)
 
@@ -105,12 +107,11 @@ async def _in_daemon_thread(work: Callable[[], T]) -> T:
             setter(value)
 
     def run() -> None:
+        outcome: tuple[Callable[[Any], None], Any]
         try:
-            result = work()
+            outcome = (future.set_result, work())
         except BaseException as error:
             outcome = (future.set_exception, error)
-        else:
-            outcome = (future.set_result, result)
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
             loop.call_soon_threadsafe(settle, *outcome)
 
@@ -120,10 +121,6 @@ async def _in_daemon_thread(work: Callable[[], T]) -> T:
 
 def _end_children() -> None:
     """End every process that vLLM started and did not end itself, workers of its workers included."""
-    try:
-        import psutil
-    except ImportError:
-        return  # comes with vLLM; without it there are no processes of vLLM either
     children = psutil.Process().children(recursive=True)
     for signal_them in (psutil.Process.terminate, psutil.Process.kill):
         for child in children:
@@ -139,18 +136,32 @@ def _reason(error: BaseException, settings: Settings) -> str:
     lowered = text.lower()
     if isinstance(error, StartupError):
         return text
-    if "gated repo" in lowered or "401 client error" in lowered or "restricted" in lowered:
+    if any(hint in lowered for hint in _GATED):
         return (
             f"{name} is a gated model: accept its licence at https://huggingface.co/{name} and set HF_TOKEN "
             "to a token of that account"
         )
-    if any(hint in lowered for hint in ("not a valid model identifier", "can't load the configuration", "couldn't connect",
-                                        "is not a local folder", "cannot find an appropriate cached snapshot",
-                                        "invalid repository id", "repo id must")):  # fmt: skip
+    if any(hint in lowered for hint in _NOT_FOUND):
         return (
-            f"the model {name!r} was found neither as a local folder nor on Hugging Face: check GEMMA_MODEL_NAME, "
-            "the network, and HF_TOKEN for gated models"
+            f"the model {name!r} was found neither as a local folder nor on Hugging Face: "
+            "check GEMMA_MODEL_NAME, the network, and HF_TOKEN for gated models"
         )
     if "out of memory" in lowered:
-        return f"{name} does not fit into the device's memory: lower engine.gpu_memory_utilization or model.max_length, or use a smaller model ({text:.300})"
+        return (
+            f"{name} does not fit into the device's memory: lower engine.gpu_memory_utilization or "
+            f"model.max_length, or use a smaller model ({text:.300})"
+        )
     return f"{text:.600}"
+
+
+# What huggingface_hub and transformers say; they raise a bare OSError or ValueError.
+_GATED = ("gated repo", "401 client error", "access to model")
+_NOT_FOUND = (
+    "not a valid model identifier",
+    "can't load the configuration",
+    "couldn't connect",
+    "is not a local folder",
+    "cannot find an appropriate cached snapshot",
+    "invalid repository id",
+    "repo id must",
+)

@@ -43,13 +43,17 @@ class Supervisor(EngineClient):  # type: ignore[misc]
             self._status.set(EngineState.DEAD, error="vLLM's engine process ended unexpectedly")
 
 
+def _handed_on(name: str) -> property:
+    return property(lambda self: getattr(self._llm, name))
+
+
 def _delegate(cls: type[Supervisor]) -> None:
     """Hand every other member of the interface to `_llm`, whichever vLLM version defines it."""
     names = {name for name in vars(EngineClient) if not name.startswith("_")} | set(
         EngineClient.__annotations__
     )
     for name in names - set(vars(cls)):
-        setattr(cls, name, property(lambda self, name=name: getattr(self._llm, name)))
+        setattr(cls, name, _handed_on(name))
     abc.update_abstractmethods(cls)
 
 

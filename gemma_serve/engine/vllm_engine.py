@@ -31,6 +31,7 @@ from .vllm_errors import mapped_errors, raise_for_error
 from .vllm_serving import ChatServing, CompletionServing, chat_answer, completion_answer
 
 _GIB = 1 << 30
+_LOGGING = Path(__file__).with_name("logging.json")
 
 
 def build_llm(settings: Settings, set_phase: Callable[[str], None]) -> AsyncLLM:
@@ -56,7 +57,7 @@ def engine_arguments(settings: Settings) -> dict[str, Any]:
         "served_model_name": [model.id, *model.aliases],
         "dtype": performance.precision,
         "max_model_len": model.max_length,
-        "logging_config": LoggingConfig(pylogging_config_file=str(Path(__file__).with_name("logging.json"))),
+        "logging_config": LoggingConfig(pylogging_config_file=str(_LOGGING)),
         "max_logprobs": settings.limits.max_logprobs,
     }
     if model.temperature is not None:
@@ -72,8 +73,8 @@ def _check_device(device: str) -> None:
     built_for = current_platform.device_type
     if device not in ("auto", built_for):
         raise StartupError(
-            f"GEMMA_PERFORMANCE_DEVICE={device}, but the installed vLLM is for {built_for or 'no device found here'}: "
-            f"install the other one with `GEMMA_SETUP={device} make setup`, or leave the setting at `auto`"
+            f"GEMMA_PERFORMANCE_DEVICE={device}, but the installed vLLM runs on {built_for or 'no device here'}: "
+            f"install the other with `GEMMA_SETUP={device} make setup`, or leave the setting at `auto`"
         )
 
 

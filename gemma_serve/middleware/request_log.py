@@ -6,13 +6,10 @@ import logging
 import re
 import time
 import uuid
-from dataclasses import dataclass, field
-from typing import cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .. import logs
-from ..generation import Record
+from ..logs import RequestRecord, current_request
 
 logger = logging.getLogger("gemma_serve.request")
 
@@ -20,19 +17,6 @@ logger = logging.getLogger("gemma_serve.request")
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._~:@/+=-]{1,128}")
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before the answer
 _PROBED = ("/health", "/metrics")  # asked every few seconds; at INFO they would drown the rest
-_STATE = "gemma_serve.request"
-
-
-@dataclass(slots=True)
-class RequestState:
-    """What layers say of one request."""
-
-    id: str
-    record: Record = field(default_factory=Record)
-
-
-def request_state(scope: Scope) -> RequestState:
-    return cast(RequestState, scope[_STATE])
 
 
 class RequestLog:
@@ -46,8 +30,8 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        state = scope[_STATE] = RequestState(_request_id(scope))
-        token = logs.request_id.set(state.id)
+        record = RequestRecord(_request_id(scope))
+        token = current_request.set(record)
         status = _CLIENT_CLOSED_REQUEST
         finished = False
 
@@ -55,7 +39,7 @@ class RequestLog:
             nonlocal status, finished
             if message["type"] in ("http.response.start", "websocket.accept"):
                 status = message.get("status", 101)
-                headers = [*message.get("headers", []), (b"x-request-id", state.id.encode())]
+                headers = [*message.get("headers", []), (b"x-request-id", record.id.encode())]
                 message = {**message, "headers": headers}
             elif message["type"] in ("http.response.body", "websocket.close"):
                 finished = not message.get("more_body", False)
@@ -64,17 +48,16 @@ class RequestLog:
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            self._log(
-                scope, state, status if finished else _CLIENT_CLOSED_REQUEST, time.perf_counter() - started
-            )
-            logs.request_id.reset(token)
+            seconds = time.perf_counter() - started
+            self._log(scope, record, status if finished else _CLIENT_CLOSED_REQUEST, seconds)
+            current_request.reset(token)
 
-    def _log(self, scope: Scope, state: RequestState, status: int, seconds: float) -> None:
+    def _log(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
         level = logging.DEBUG if scope["path"].startswith(_PROBED) else logging.INFO
         if not logger.isEnabledFor(level):
             return
         client = (scope.get("client") or ("-",))[0]
-        method, path, record = scope.get("method", "WEBSOCKET"), _printable(scope["path"]), state.record
+        method, path = scope.get("method", "WEBSOCKET"), _printable(scope["path"])
         logger.log(
             level,
             "%s %s - %s - %d - %.3fs",
