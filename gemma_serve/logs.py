@@ -41,13 +41,21 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31 12:00:00,123 - INFO - message`, with the engine's process named in its own lines."""
+    """`2026-01-31 12:00:00,123 - INFO - message`, on every line of a message that has several."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s - %(levelname)s - %(message)s")
 
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if "\n" not in text:
+            return text
+        start = f"{record.asctime} - {record.levelname} - "
+        first, *rest = text.split("\n")
+        return "\n".join([first, *(start + line for line in rest if line)])
+
     def formatMessage(self, record: logging.LogRecord) -> str:
-        if record.name.startswith("vllm"):
+        if record.name.startswith("vllm"):  # which of vLLM's processes speaks
             record.message = f"[{_process(record)}] {record.message}"
         return super().formatMessage(record)
 

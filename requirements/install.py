@@ -32,7 +32,7 @@ LOG = VENV / "install.log"
 LOCKS = ROOT / "requirements"
 
 PYTHON_MIN = (3, 11)
-PYTHON_MAX = (3, 13)  # the newest that all locked packages have wheels for
+PYTHON_MAX = (3, 14)  # the newest that all locked packages have wheels for
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 # pip settings that would put the packages somewhere else than into .venv.
@@ -294,11 +294,13 @@ def _pip_failure(output: str) -> SetupError:
             "the package index cannot be reached. Check the network, or the proxy and index that "
             f"`pip config list` shows, then run this again. {log}"
         )
-    absent = re.search(r"No matching distribution found for (\S+)", output)
+    # pip's second way to say it, where a constraint is configured for the package too.
+    absent = re.search(r"No matching distribution found for (\S+)|Cannot install (\S+) because", output)
     if absent:
         return PackageNotFound(
-            f"the package index has no {absent.group(1)} for Python {platform.python_version()} on "
-            f"{platform.machine()}. Check the index that `pip config list` shows. {log}"
+            f"the package index has no {absent.group(1) or absent.group(2)} for Python "
+            f"{platform.python_version()} on {platform.machine()}, or a constraint forbids it. "
+            f"Check what `pip config list` shows. {log}"
         )
     return SetupError(f"pip could not install the packages; the last lines of its log say why. {log}")
 

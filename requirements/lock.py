@@ -26,11 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "requirements"
 ENGINE_FIELDS = ROOT / "gemma_serve" / "engine_fields.py"
 
-PYTHONS = ("3.11", "3.12", "3.13")
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 MACHINES = {"cpu": ("x86_64", "aarch64"), "cuda": ("x86_64",)}
 
 # The index has CUDA builds of these; beside a CPU build of torch they break `import transformers`.
-LEFT_OUT_OF_CPU = frozenset({"torchvision", "torchaudio", "torchcodec"})
+LEFT_OUT_OF_CPU = frozenset({"torchvision", "torchaudio", "torchcodec", "triton"})
 
 HEADER = """\
 # Made by `make lock` from pyproject.toml; do not edit.
@@ -114,7 +114,7 @@ def pip_resolve(requirements: Iterable[str], constraints: Iterable[str], folder:
     asked, bounds, report = folder / "requirements.in", folder / "constraints.txt", folder / "report.json"
     asked.write_text("\n".join(requirements))
     bounds.write_text("\n".join(constraints))
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
     command += ["--use-feature=fast-deps", "--report", str(report), "-r", str(asked), "-c", str(bounds)]
     run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if run.returncode:
@@ -131,7 +131,11 @@ class Unresolved(LockError):
 
     def __init__(self, output: str) -> None:
         self.output = output
-        errors = [line for line in output.splitlines() if line.startswith(("ERROR", "    "))]
+        errors = [
+            line
+            for line in output.splitlines()
+            if line.startswith(("ERROR", "    ")) and "Downloading" not in line
+        ]
         super().__init__("pip could not resolve the requirements:\n" + "\n".join(errors[-12:]))
 
     def blamed(self) -> set[str]:
@@ -140,7 +144,7 @@ class Unresolved(LockError):
 
 
 def agree(requirements: list[str], constraints: dict[str, str], folder: Path) -> Resolved:
-    """Resolve with as many of the constraints as possible: drop those that conflict."""
+    """Resolve with as many of the constraints as possible; those that conflict are removed from the dict."""
     while True:
         try:
             return pip_resolve(requirements, constraints.values(), folder)
@@ -149,7 +153,8 @@ def agree(requirements: list[str], constraints: dict[str, str], folder: Path) ->
             if not blamed:
                 raise
             print(f"  not shared: {', '.join(sorted(blamed))}", flush=True)
-            constraints = {name: bound for name, bound in constraints.items() if name not in blamed}
+            for name in blamed:
+                del constraints[name]
 
 
 def lock(
@@ -213,9 +218,10 @@ def write_locks(folder: Path) -> None:
 
 
 def write(name: str, lines: Iterable[str]) -> None:
-    text = HEADER.format(what=WHAT[name]) + "".join(f"{line}\n" for line in lines)
+    packages = list(lines)
+    text = HEADER.format(what=WHAT[name]) + "".join(f"{line}\n" for line in packages)
     (LOCKS / f"{name}.txt").write_text(text)
-    print(f"Wrote requirements/{name}.txt, {text.count('==')} packages", flush=True)
+    print(f"Wrote requirements/{name}.txt, {len(packages)} packages", flush=True)
 
 
 def read_project() -> dict[str, Any]:

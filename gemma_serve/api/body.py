@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -87,8 +88,7 @@ def _explain(error: ValidationError) -> InvalidRequest:
         )
     # A union fails once for each of its branches; the client may send any of them.
     wanted = " or ".join(dict.fromkeys(_wanted(other) for other in faults if _path(other["loc"]) == path))
-    given = repr(fault["input"])
-    given = given if len(given) <= 60 else f"{given[:57]}…"
+    given = reprlib.repr(fault["input"])  # bounded in depth and length
     code = "invalid_type" if fault["type"].endswith("_type") else "invalid_value"
     return InvalidRequest(f"Invalid value for '{path}': {wanted}, got {given}.", param=path, code=code)
 

@@ -27,9 +27,19 @@ class StreamOptions(Schema):
 
 class ContentPart(Schema):
     type: Literal[
-        "text", "input_text", "output_text", "refusal", "thinking", "image_url", "input_image", "image_embeds",
-        "audio_url", "input_audio", "audio_embeds", "video_url",
-    ]  # fmt: skip
+        "text",
+        "input_text",
+        "output_text",
+        "refusal",
+        "thinking",
+        "image_url",
+        "input_image",
+        "image_embeds",
+        "audio_url",
+        "input_audio",
+        "audio_embeds",
+        "video_url",
+    ]
     text: str | None = None
 
     @model_validator(mode="after")

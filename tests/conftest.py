@@ -1,0 +1,163 @@
+"""Real servers for the tests: one with the real engine for the whole session, others as a test needs them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+ROOT = Path(__file__).parent.parent
+_START_SECONDS = 240  # 25 on a quiet machine; CI's is shared
+
+
+@dataclass
+class ServerProcess:
+    """`gemma-server serve` in a process of its own; `log` grows with its stderr."""
+
+    process: subprocess.Popen[str]
+    started: float = field(default_factory=time.monotonic)
+    log: list[str] = field(default_factory=list)
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self.read_log, daemon=True)
+        self.reader.start()
+
+    @property
+    def text(self) -> str:
+        return "".join(self.log)
+
+    def read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+
+    def wait_for(self, pattern: str, seconds: float = _START_SECONDS) -> re.Match[str]:
+        """Until the log has `pattern`; fails with the log when the process ends first."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if match := re.search(pattern, self.text):
+                return match
+            if self.process.poll() is not None and not re.search(pattern, self.text):
+                break
+            time.sleep(0.02)
+        raise AssertionError(
+            f"no {pattern!r} in the log (exit code {self.process.poll()}):\n{self.text[-5000:]}"
+        )
+
+    def wait_ready(self) -> None:
+        self.wait_for(r"gemma-demo: ready")
+
+    def end(self, seconds: float = 60) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.wait(seconds)
+
+    def wait(self, seconds: float = 60) -> int:
+        """The exit code; the process is killed when it takes longer."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        finally:
+            self.reader.join()  # ends with the last process that holds the pipe: none may be left
+            if self.process.stderr is not None:
+                self.process.stderr.close()
+
+
+def start_server(*arguments: str, environ: dict[str, str] | None = None) -> ServerProcess:
+    """A server on a free port, as an operator starts it. The caller ends it."""
+    server = start("-m", "gemma_serve", "serve", "--port", "0", *arguments, environ=environ)
+    server.url = server.wait_for(r"Listening on (http://[\w.:]+)")[1]
+    return server
+
+
+def start(*arguments: str, environ: dict[str, str] | None = None) -> ServerProcess:
+    """This Python with `arguments`, its stderr read."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=clean_environ() | (environ or {}),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    return ServerProcess(process)
+
+
+def clean_environ() -> dict[str, str]:
+    """This environment without settings of ours, which would change what the tests see."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GEMMA_")}
+
+
+@pytest.fixture(scope="session")
+def live() -> Iterator[ServerProcess]:
+    """The real server with the real engine and the embedded model, shared by the whole session."""
+    server = start_server("--config", "demo", "--set", "model.aliases=gpt-4o-mini")
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        code = server.end()
+    assert code == 0, server.text[-5000:]
+
+
+@pytest.fixture
+def client(live: ServerProcess) -> Iterator[openai.OpenAI]:
+    """The real OpenAI client, which refuses any answer that differs from OpenAI's schema."""
+    with openai.OpenAI(
+        base_url=f"{live.url}/v1",
+        api_key="unused",
+        max_retries=0,
+        timeout=120,
+        _strict_response_validation=True,
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+def http(live: ServerProcess) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live.url, timeout=120) as client:
+        yield client
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[str]:
+    """The app under a real uvicorn on a free port of this event loop; yields its URL."""
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_config=None, http="httptools", ws="websockets-sansio", lifespan="on")
+    )
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    task = asyncio.create_task(server.serve())
+    try:
+        async with asyncio.timeout(10):
+            while not server.started:
+                await asyncio.sleep(0.005)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait for what must become true, not for a time."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)

@@ -1,0 +1,89 @@
+"""A small engine for tests whose subject is not the engine: it answers with the words that it was given."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from gemma_serve.engine.base import Delta, EngineState, EngineStatus, GenerationRequest, Usage
+from gemma_serve.errors import ServeError
+
+
+class FakeStream:
+    model = "gemma-demo"
+    fingerprint = "fake"
+
+    def __init__(self, engine: FakeEngine, request: GenerationRequest) -> None:
+        self.id = f"chatcmpl-{request.request_id}"
+        self.created = int(time.time())
+        self.usage = Usage(prompt_tokens=3)
+        self._engine = engine
+        self.closed = False
+
+    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        for position, word in enumerate(self._engine.words):
+            if position == self._engine.fail_at:
+                raise self._engine.error
+            if position == self._engine.hang_at:
+                await self._engine.hang()
+            self.usage.completion_tokens += 1
+            last = position == len(self._engine.words) - 1
+            yield [Delta(0, word, "stop" if last else None)]
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+class FakeEngine:
+    """`hang_at` and `fail_at` say before which word the stream stops or raises `error`."""
+
+    def __init__(
+        self,
+        words: tuple[str, ...] = ("Hello", " world"),
+        *,
+        hang_at: int | None = None,
+        fail_at: int | None = None,
+        error: BaseException | None = None,
+        ready: bool = True,
+    ) -> None:
+        self.words, self.hang_at, self.fail_at = words, hang_at, fail_at
+        self.error = error or ServeError("the fake engine failed")
+        self.status = EngineStatus()
+        self.requests: list[GenerationRequest] = []
+        self.streams: list[FakeStream] = []
+        self.hanging = 0
+        self.cancelled = 0
+        self._ready = ready
+
+    async def start(self) -> None:
+        if self._ready:
+            self.status.set(EngineState.READY)
+
+    async def stop(self) -> None:
+        self.status.set(EngineState.STOPPED)
+
+    async def complete(self, request: GenerationRequest) -> tuple[dict[str, Any], Usage]:
+        self.requests.append(request)
+        if self.fail_at is not None:
+            raise self.error
+        if self.hang_at is not None:
+            await self.hang()
+        return {"id": "x", "choices": [], "model": request.model}, Usage(3, len(self.words))
+
+    async def stream(self, request: GenerationRequest) -> FakeStream:
+        self.requests.append(request)
+        self.streams.append(FakeStream(self, request))
+        return self.streams[-1]
+
+    async def hang(self) -> None:
+        self.hanging += 1
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    def model_length(self) -> int | None:
+        return 4096

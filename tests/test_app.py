@@ -1,0 +1,133 @@
+"""The application around a fake engine: what is the server's own and not the engine's."""
+
+from __future__ import annotations
+
+import httpx
+from openapi_spec_validator import validate
+
+from gemma_serve.app import create_app, middleware
+from gemma_serve.engine.base import EngineState
+from gemma_serve.errors import ContextLengthExceeded
+from gemma_serve.settings import Settings
+
+from .conftest import serving
+from .fake_engine import FakeEngine
+
+CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
+
+
+def settings(**sections: object) -> Settings:
+    return Settings(model={"name": "gemma-demo"}, **sections)  # type: ignore[arg-type]
+
+
+def test_middleware_order() -> None:
+    assert [item.cls.__name__ for item in middleware(settings())] == [  # type: ignore[attr-defined]
+        "RequestLog",
+        "UnexpectedError",
+        "CORSMiddleware",
+        "BodyLimit",
+    ]
+
+
+async def test_while_loading_the_port_is_open_and_generation_waits() -> None:
+    engine = FakeEngine(ready=False)
+    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+        engine.status.set(EngineState.LOADING, "loading weights")
+        assert (await client.get("/health/live")).status_code == 200
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()) == (503, {"status": "loading", "phase": "loading weights"})
+        answer = await client.post("/v1/chat/completions", json=CHAT)
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) > 0
+        error = answer.json()["error"]
+        assert error["code"] == "engine_loading"
+        assert "loading weights" in error["message"]
+        assert (await client.get("/v1/models")).json()["data"][0]["state"] == "loading"
+        engine.status.set(EngineState.READY)
+        assert (await client.get("/health/ready")).status_code == 200
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+
+
+async def test_a_failed_engine_is_not_live() -> None:
+    engine = FakeEngine(ready=False)
+    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+        engine.status.set(EngineState.FAILED, error="no such model")
+        for path in ("/health", "/health/live", "/health/ready"):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.json()["reason"]) == (503, "no such model")
+
+
+async def test_an_error_before_the_stream_has_its_status() -> None:
+    error = ContextLengthExceeded("too long", param="messages")
+    engine = FakeEngine(fail_at=0, error=error)
+    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+        for stream in (False, True):
+            answer = await client.post("/v1/chat/completions", json=CHAT | {"stream": stream})
+            assert answer.status_code == 400
+            assert answer.json() == {
+                "error": {
+                    "message": "too long",
+                    "type": "invalid_request_error",
+                    "param": "messages",
+                    "code": "context_length_exceeded",
+                }
+            }
+    assert all(stream.closed for stream in engine.streams)
+
+
+async def test_an_error_within_the_stream_is_its_last_event() -> None:
+    engine = FakeEngine(fail_at=1)
+    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
+    assert answer.status_code == 200
+    events = answer.text.strip().split("\n\n")
+    assert '"content":"Hello"' in events[-2]
+    assert events[-1].startswith('data: {"error":{"message":"the fake engine failed","type":"server_error"')
+
+
+async def test_an_unexpected_error_is_a_500_in_openai_shape() -> None:
+    engine = FakeEngine(fail_at=0, error=ZeroDivisionError("secret detail"))
+    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+        for stream in (False, True):
+            answer = await client.post("/v1/chat/completions", json=CHAT | {"stream": stream})
+            assert answer.status_code == 500
+            assert answer.json()["error"]["type"] == "server_error"
+            assert "secret" not in answer.text
+            assert answer.headers["x-request-id"]
+
+
+async def test_cors_only_for_configured_origins() -> None:
+    app = create_app(settings(security={"allowed_origins": ["https://a.example"]}), FakeEngine())
+    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+        preflight = {"access-control-request-method": "POST", "origin": "https://a.example"}
+        answer = await client.options("/v1/chat/completions", headers=preflight)
+        assert answer.headers["access-control-allow-origin"] == "https://a.example"
+        answer = await client.get("/v1/models", headers={"origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_the_openapi_document_is_valid_and_complete() -> None:
+    async with (
+        serving(create_app(settings(), FakeEngine())) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        document = (await client.get("/openapi.json")).json()
+        validate(document)
+        body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]
+        schema = body["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]
+        assert schema == "ChatCompletionBody"
+        assert document["components"]["schemas"][schema]["required"] == ["messages"]
+        assert document["components"]["schemas"][schema]["examples"]
+
+
+async def test_the_docs_page_needs_no_other_host() -> None:
+    async with (
+        serving(create_app(settings(), FakeEngine())) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        page = (await client.get("/docs")).text
+        assert "http://" not in page
+        assert "https://" not in page
+        for asset in ("/docs/assets/swagger-ui-bundle.js", "/docs/assets/swagger-ui.css"):
+            assert asset in page
+            assert (await client.get(asset)).status_code == 200

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from gemma_serve.app import create_app
+
+from .conftest import serving
+from .fake_engine import FakeEngine
+from .test_app import settings
+
+LIMIT = 10_000
+HEADERS = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"Content-Length: 10001\r\n\r\n",  # nothing of the body
+        b"Transfer-Encoding: chunked\r\n\r\n2711\r\n" + b"x" * 10_001 + b"\r\n",  # and more to come
+        b"Content-Length: 10001\r\n\r\n" + b"x" * 10_001,
+    ],
+)
+async def test_a_longer_body_is_refused_before_the_rest_is_read(sent: bytes) -> None:
+    app = create_app(settings(server={"max_body_bytes": LIMIT}), FakeEngine())
+    async with serving(app) as url:
+        parsed = httpx.URL(url)
+        reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + sent
+        )
+        async with asyncio.timeout(10):
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    assert head.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in head.lower()
+    error = json.loads(body)["error"]
+    assert error["code"] == "request_too_large"
+    assert "10,000 bytes" in error["message"]
+
+
+async def test_a_body_of_exactly_the_limit_passes() -> None:
+    body = b'{"messages": [{"role": "user", "content": "Hi"}]}'
+    app = create_app(settings(server={"max_body_bytes": LIMIT}), FakeEngine())
+    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post("/v1/chat/completions", content=body.ljust(LIMIT), headers=HEADERS)
+    assert answer.status_code == 200

@@ -1,0 +1,129 @@
+"""The server as a process, with the real engine: how it starts, fails and ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+
+import httpx
+import psutil
+import pytest
+
+from .conftest import ServerProcess, start, start_server, until
+
+HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+
+
+def descendants(server: ServerProcess) -> list[psutil.Process]:
+    return psutil.Process(server.process.pid).children(recursive=True)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+def test_the_port_is_open_while_the_model_loads_and_sigterm_ends_it_then() -> None:
+    server = start_server("--config", "demo")
+    seconds = time.monotonic() - server.started
+    print(f"live after {seconds:.1f} s")
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        assert client.get("/health/live").status_code == 200
+        ready = client.get("/health/ready")
+        assert (ready.status_code, ready.json()["status"]) == (503, "loading")
+        assert ready.json()["phase"]
+        answer = client.post("/v1/chat/completions", json=HELLO)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    server.wait_for("loading the weights")
+    children = descendants(server)
+    assert server.end() == 0
+    assert gone(children)
+    assert "Traceback" not in server.text
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ("/nowhere/gemma", "found neither as a local folder nor on Hugging Face"),
+        ("google/gemma-2b-it", "found neither as a local folder nor on Hugging Face"),
+        ("gemma_serve", "config.json"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_ends_it_with_a_sentence(model: str, sentence: str) -> None:
+    server = start_server("--model", model, environ={"HF_HUB_OFFLINE": "1"})
+    assert server.wait(120) == 1
+    (line,) = [line for line in server.log if " - CRITICAL - " in line]
+    assert sentence in line
+    assert "Traceback" not in server.text
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = start("-m", "gemma_serve", "serve", "--config", "demo", "--port", str(port))
+        assert server.wait() == 1
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in server.text
+    assert "Traceback" not in server.text
+
+
+@pytest.mark.slow
+async def test_json_logs_and_the_death_of_the_engine() -> None:
+    server = start_server("--config", "demo", "--log-format", "json")
+    try:
+        server.wait_ready()
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            await client.post("/v1/chat/completions", json=HELLO, headers={"X-Request-Id": "json-1"})
+        children = descendants(server)
+        engine = next(
+            child
+            for child in children
+            if "EngineCore" in child.name() or "EngineCore" in " ".join(child.cmdline())
+        )
+        engine.kill()
+        assert server.wait(30) == 1
+        await until(lambda: gone(children))
+    finally:
+        server.end()
+    entries = [json.loads(line) for line in server.log]
+    assert any(entry.get("process") == "EngineCore" for entry in entries)
+    request = next(entry for entry in entries if entry.get("path") == "/v1/chat/completions")
+    assert request["request_id"] == "json-1"
+    assert request["model"] == "gemma-demo"
+    assert request["completion_tokens"] > 0
+    assert (
+        "engine process ended unexpectedly" in next(e for e in entries if e["level"] == "CRITICAL")["message"]
+    )
+
+
+def test_every_log_line_has_our_format(live: ServerProcess) -> None:
+    line_format = re.compile(
+        r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - (DEBUG|INFO|WARNING|ERROR|CRITICAL) - "
+    )
+    assert any("[EngineCore]" in line for line in live.log)
+    assert not [line for line in live.log if not line_format.match(line)]
+
+
+def test_uvicorn_serves_it_for_development() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = start(
+        "-m", "uvicorn", "gemma_serve.main:app", "--port", str(port), environ={"GEMMA_CONFIG": "demo"}
+    )  # fmt: skip
+    server.wait_for("loading, importing vLLM")
+    assert httpx.get(f"http://127.0.0.1:{port}/health/live", timeout=30).status_code == 200
+    server.end()
+
+
+@pytest.mark.parametrize("how", [["--workers", "2"], ["--workers=3"]])
+def test_uvicorn_workers_are_refused(how: list[str]) -> None:
+    server = start("-m", "uvicorn", "gemma_serve.main:app", "--port", "0", *how)
+    assert server.wait() is not None
+    assert "Run one worker" in server.text
+
+
+def test_uvicorn_with_a_wrong_setting() -> None:
+    server = start("-m", "uvicorn", "gemma_serve.main:app", environ={"GEMMA_SERVER_PROT": "1"})
+    assert server.wait() == 1
+    assert "did you mean server.port?" in server.text
+    assert "Traceback" not in server.text

@@ -1,0 +1,119 @@
+"""What we use of vLLM's internals is still there: the first test to run when vLLM is upgraded."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import inspect
+from typing import Any
+
+import pytest
+import vllm
+from vllm import exceptions
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from gemma_serve import engine_fields
+from gemma_serve.engine.supervisor import Supervisor
+from gemma_serve.engine.vllm_errors import map_error, raise_for_error
+from gemma_serve.engine.vllm_serving import ChatServing, CompletionServing
+from gemma_serve.errors import InvalidRequest, ModelNotFound, ServeError, Unavailable
+
+
+def test_the_engine_fields_are_those_of_this_vllm() -> None:
+    if vllm.__version__.split("+")[0] != engine_fields.VLLM_VERSION:
+        pytest.skip(f"the list is of vLLM {engine_fields.VLLM_VERSION}; `make lock` renews it")
+    names = {field.name for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")}
+    assert set(engine_fields.ENGINE_FIELDS) == names
+
+
+def test_the_supervisor_has_the_whole_interface() -> None:
+    assert not inspect.isabstract(Supervisor)
+    for name in EngineClient.__abstractmethods__:
+        assert name in vars(Supervisor), name
+    assert issubclass(Supervisor, abc.ABC)
+
+
+def test_the_supervisor_takes_what_async_llm_takes() -> None:
+    assert list(inspect.signature(AsyncLLM.generate).parameters)[1:4] == [
+        "prompt",
+        "sampling_params",
+        "request_id",
+    ]
+    for name in ("shutdown", "reset_mm_cache", "abort", "from_vllm_config"):
+        assert callable(getattr(AsyncLLM, name))
+    assert isinstance(inspect.getattr_static(AsyncLLM, "errored"), property)
+
+
+@pytest.mark.parametrize(
+    ("ours", "base", "method"),
+    [
+        (ChatServing, OpenAIServingChat, "chat_completion_stream_generator"),
+        (CompletionServing, OpenAIServingCompletion, "completion_stream_generator"),
+    ],
+)
+def test_the_overridden_step_has_the_same_first_parameters(ours: type, base: type, method: str) -> None:
+    def names(cls: type) -> list[str]:
+        parameters = inspect.signature(getattr(cls, method)).parameters.values()
+        return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+    assert names(base)[: len(names(ours))] == names(ours)
+    assert "request_metadata" in names(base)
+
+
+def leaves(cls: type[BaseException]) -> list[type[BaseException]]:
+    return [cls, *(leaf for child in cls.__subclasses__() for leaf in leaves(child))]
+
+
+def make(cls: type[Any]) -> BaseException:
+    """An instance without the constructor, whose arguments differ from class to class."""
+    error: BaseException = cls.__new__(cls, "something is wrong")
+    error.__dict__.update(parameter=None, http_status=503, message="something is wrong")
+    return error
+
+
+@pytest.mark.parametrize("cls", leaves(exceptions.VLLMError), ids=lambda cls: cls.__name__)
+def test_every_vllm_exception_has_an_answer(cls: type[BaseException]) -> None:
+    mapped = map_error(make(cls))
+    if issubclass(cls, exceptions.VLLMClientError):
+        assert isinstance(mapped, InvalidRequest)
+    elif issubclass(cls, EngineDeadError | exceptions.RetryableRequestError):
+        assert isinstance(mapped, Unavailable)
+    elif issubclass(cls, exceptions.GracefulHTTPError):
+        assert mapped.status in (409, 500, 503)
+    else:
+        assert mapped.status == 500
+    assert mapped.message
+
+
+def test_a_wrapped_error_is_unwrapped() -> None:
+    try:
+        raise EngineGenerateError() from ValueError("n must be 1")
+    except EngineGenerateError as error:
+        mapped = map_error(error)
+    assert isinstance(mapped, InvalidRequest)
+    assert mapped.message == "n must be 1"
+
+
+def test_no_path_or_flag_of_vllm_reaches_a_client() -> None:
+    mapped = map_error(ValueError("bad file /home/someone/models/x.json; set --enable-prompt-embeds"))
+    assert mapped.message == "bad file <path>; set engine.enable_prompt_embeds"
+
+
+def test_error_answers() -> None:
+    def answer(code: int, param: str | None = None) -> ErrorResponse:
+        return ErrorResponse(error=ErrorInfo(message="m", type="t", code=code, param=param))
+
+    for response, wanted in (
+        (answer(404, "model"), ModelNotFound),
+        (answer(400), InvalidRequest),
+        (answer(503), Unavailable),
+        (answer(500), ServeError),
+    ):
+        with pytest.raises(wanted):
+            raise_for_error(response)
