@@ -10,7 +10,6 @@ import orjson
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -25,6 +24,7 @@ from .errors import BY_STATUS, InvalidRequest, ServeError
 from .generation import Generator
 from .health import Health
 from .middleware.body_limit import BodyLimit
+from .middleware.cors import CORS
 from .middleware.request_log import RequestLog
 from .middleware.unexpected_error import UnexpectedError
 from .models import Models
@@ -89,7 +89,7 @@ def middleware(settings: Settings) -> list[Middleware]:
         Middleware(RequestLog),
         Middleware(UnexpectedError),
         Middleware(
-            CORSMiddleware,
+            CORS,
             allow_origins=settings.security.allowed_origins,
             allow_methods=["GET", "POST", "OPTIONS"],
             allow_headers=["*"],

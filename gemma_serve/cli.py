@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from typing import Any, NoReturn
 
@@ -123,12 +124,17 @@ def _serve(options: argparse.Namespace) -> NoReturn:
 
 def _check(options: argparse.Namespace) -> int:
     settings, sources = _load(options)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `check | head` ends quietly
     rows = [
-        (f"{section}.{field}", _shown(section, field, settings), source_of(section, field, sources))
+        (
+            f"{section}.{field}",
+            _shown(field, getattr(getattr(settings, section), field)),
+            source_of(section, field, sources),
+        )
         for section, field, _ in fields()
     ]
     rows += [
-        (f"engine.{name}", _plain(value), source_of("engine", name, sources))
+        (f"engine.{name}", _shown(name, value), source_of("engine", name, sources))
         for name, value in settings.engine.items()
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
@@ -137,17 +143,12 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
-_SECRET_WORDS = ("token", "password", "secret", "api_keys")
+_SECRETS = ("_token", "_key", "_keys", "_password", "_secret")
 
 
-def _shown(section: str, field: str, settings: Settings) -> str:
-    value = getattr(getattr(settings, section), field)
-    if value and any(word in field for word in _SECRET_WORDS):
+def _shown(name: str, value: Any) -> str:
+    if value and name.endswith(_SECRETS):
         return "********"
-    return _plain(value)
-
-
-def _plain(value: Any) -> str:
     if isinstance(value, tuple):
         value = list(value)
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()

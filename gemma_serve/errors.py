@@ -113,6 +113,22 @@ class EngineDied(Unavailable):
     code = "engine_died"
 
 
+def field_path(location: tuple[int | str, ...]) -> str:
+    """Where in the request's body pydantic found a fault, as OpenAI writes it: `messages[0].content`."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part in _UNION_BRANCHES or "[" in part:
+            break  # pydantic names the branch of a union; the client knows only the field
+        else:
+            path += f".{part}"
+    return path.lstrip(".")
+
+
+_UNION_BRANCHES = {"str", "int", "float", "bool", "constrained-int", "list", "dict"}
+
+
 class StartupError(Exception):
     """The server cannot start or go on; `str()` is one sentence for the operator."""
 

@@ -102,7 +102,7 @@ def configure(level: str, log_format: str) -> None:
         logger.handlers.clear()
         logger.propagate = True
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level)))
-    logging.getLogger("uvicorn.access").disabled = True  # middleware/access_log.py writes these
+    logging.getLogger("uvicorn.access").disabled = True  # middleware/request_log.py writes these
     logging.captureWarnings(True)
     os.environ[_LEVEL_VARIABLE] = level
     os.environ[_FORMAT_VARIABLE] = log_format

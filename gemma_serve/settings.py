@@ -184,7 +184,7 @@ class Settings(BaseSettings):
     @classmethod
     def _engine_fields(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
-            raise ValueError("must be a mapping of vLLM engine arguments")
+            raise ValueError("engine must be a mapping of vLLM engine arguments")
         for name in value:
             if name in _OWNED_ENGINE_FIELDS:
                 raise ValueError(f"set {_OWNED_ENGINE_FIELDS[name]} in place of engine.{name}")
@@ -361,7 +361,9 @@ def _explain(error: dict[str, Any], sources: list[Source]) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     message = message.replace("Input should be", "must be")
     if section == "engine":
-        return f"engine: {message}"
+        named = re.search(r"engine\.(\w+)", message)
+        name = named[1] if named else ""
+        return f"{message} ({variable_name(section, name)}, from {source_of(section, name, sources)})"
     origin = source_of(section, field, sources)
     return (
         f"{section}.{field} ({variable_name(section, field)}, from {origin}) = {error['input']!r}: {message}"

@@ -30,6 +30,7 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 MACHINES = {"cpu": ("x86_64", "aarch64"), "cuda": ("x86_64",)}
 
 # The index has CUDA builds of these; beside a CPU build of torch they break `import transformers`.
+# triton (1 GB) has no CPU backend; vLLM and xgrammar do without.
 LEFT_OUT_OF_CPU = frozenset({"torchvision", "torchaudio", "torchcodec", "triton"})
 
 HEADER = """\

@@ -13,7 +13,7 @@ from gemma_serve.errors import ServeError
 
 class FakeStream:
     model = "gemma-demo"
-    fingerprint = "fake"
+    fingerprint: str | None = "fake"
 
     def __init__(self, engine: FakeEngine, request: GenerationRequest) -> None:
         self.id = f"chatcmpl-{request.request_id}"

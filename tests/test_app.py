@@ -24,7 +24,7 @@ def test_middleware_order() -> None:
     assert [item.cls.__name__ for item in middleware(settings())] == [  # type: ignore[attr-defined]
         "RequestLog",
         "UnexpectedError",
-        "CORSMiddleware",
+        "CORS",
         "BodyLimit",
     ]
 
@@ -102,6 +102,9 @@ async def test_cors_only_for_configured_origins() -> None:
         preflight = {"access-control-request-method": "POST", "origin": "https://a.example"}
         answer = await client.options("/v1/chat/completions", headers=preflight)
         assert answer.headers["access-control-allow-origin"] == "https://a.example"
+        refused = await client.options("/v1/models", headers=preflight | {"origin": "https://evil.example"})
+        assert refused.status_code == 400
+        assert "Disallowed CORS origin" in refused.json()["error"]["message"]
         answer = await client.get("/v1/models", headers={"origin": "https://evil.example"})
         assert "access-control-allow-origin" not in answer.headers
 

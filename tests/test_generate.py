@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import re
+from typing import Any
 
 import httpx
 import openai
@@ -13,11 +14,11 @@ import pytest
 
 from .conftest import ServerProcess
 
-HELLO = [{"role": "user", "content": "Hello!"}]
+HELLO: Any = [{"role": "user", "content": "Hello!"}]
 
 
 def test_chat(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model="gemma-demo", messages=HELLO, max_tokens=8)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model="gemma-demo", messages=HELLO, max_tokens=8)
     choice = answer.choices[0]
     assert choice.message.role == "assistant"
     assert choice.message.content
@@ -30,11 +31,11 @@ def test_chat(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, n: int) -> None:
-    request = {"model": "gemma-demo", "messages": HELLO, "max_tokens": 24, "seed": 1, "n": n}
-    whole = client.chat.completions.create(**request)  # type: ignore[call-overload]
+    request: dict[str, Any] = {"model": "gemma-demo", "messages": HELLO, "max_tokens": 24, "seed": 1, "n": n}
+    whole = client.chat.completions.create(**request)
     chunks = list(
         client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True})
-    )  # type: ignore[call-overload]
+    )
     assert [chunk.choices[0].delta.role for chunk in chunks[:n]] == ["assistant"] * n
     for index in range(n):
         choices = [choice for chunk in chunks for choice in chunk.choices if choice.index == index]
@@ -69,8 +70,14 @@ def test_every_event_is_one_json_line(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_logprobs(client: openai.OpenAI, stream: bool) -> None:
-    request = {"model": "gemma-demo", "messages": HELLO, "max_tokens": 4, "logprobs": True, "top_logprobs": 2}
-    answer = client.chat.completions.create(**request, stream=stream)  # type: ignore[call-overload]
+    request: dict[str, Any] = {
+        "model": "gemma-demo",
+        "messages": HELLO,
+        "max_tokens": 4,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    answer: Any = client.chat.completions.create(**request, stream=stream)
     choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
     tokens = [token for choice in choices if choice.logprobs for token in choice.logprobs.content]
     assert 1 <= len(tokens) <= 4
@@ -78,7 +85,7 @@ def test_logprobs(client: openai.OpenAI, stream: bool) -> None:
 
 
 def test_json_schema(client: openai.OpenAI) -> None:
-    schema = {
+    schema: dict[str, object] = {
         "type": "object",
         "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "maximum": 99}},
         "required": ["name", "age"],
@@ -86,7 +93,7 @@ def test_json_schema(client: openai.OpenAI) -> None:
     }
     answer = client.chat.completions.create(
         model="gemma-demo",
-        messages=HELLO,  # type: ignore[arg-type]
+        messages=HELLO,
         max_tokens=200,
         temperature=0,
         response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": schema}},
@@ -100,7 +107,7 @@ def test_json_schema(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("name", ["gpt-4o-mini", "gemma-demo"])
 def test_an_alias_answers_as_the_model_that_ran(client: openai.OpenAI, name: str) -> None:
-    answer = client.chat.completions.create(model=name, messages=HELLO, max_tokens=2)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model=name, messages=HELLO, max_tokens=2)
     assert answer.model == "gemma-demo"
     assert client.models.retrieve(name).id == "gemma-demo"
 
@@ -116,7 +123,7 @@ def test_models(client: openai.OpenAI) -> None:
 
 def test_system_and_developer_messages_content_parts_and_tool_results(client: openai.OpenAI) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    messages = [
+    messages: Any = [
         {"role": "system", "content": "Be brief."},
         {"role": "developer", "content": "Be kind."},
         {"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]},
@@ -124,7 +131,7 @@ def test_system_and_developer_messages_content_parts_and_tool_results(client: op
         {"role": "tool", "tool_call_id": "1", "content": "42"},
         {"role": "user", "content": "So?"},
     ]
-    answer = client.chat.completions.create(model="gemma-demo", messages=messages, max_tokens=2)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model="gemma-demo", messages=messages, max_tokens=2)
     assert answer.usage is not None
     assert answer.usage.prompt_tokens > 20
 
@@ -132,7 +139,7 @@ def test_system_and_developer_messages_content_parts_and_tool_results(client: op
 def test_openai_parameters_without_effect_are_accepted(client: openai.OpenAI) -> None:
     client.chat.completions.create(
         model="gemma-demo",
-        messages=HELLO,  # type: ignore[arg-type]
+        messages=HELLO,
         max_tokens=2,
         user="u",
         store=False,
@@ -156,8 +163,8 @@ def test_completion(client: openai.OpenAI) -> None:
 
 
 def test_completion_stream(http: httpx.Client, client: openai.OpenAI) -> None:
-    request = {"prompt": ["Once", "Twice"], "max_tokens": 12, "temperature": 0}
-    whole = client.completions.create(model="gemma-demo", **request)  # type: ignore[call-overload]
+    request: dict[str, Any] = {"prompt": ["Once", "Twice"], "max_tokens": 12, "temperature": 0}
+    whole = client.completions.create(model="gemma-demo", **request)
     events = http.post("/v1/completions", json=request | {"stream": True}).text.split("\n\n")[:-2]
     choices = [choice for event in events for choice in json.loads(event.removeprefix("data: "))["choices"]]
     for index in (0, 1):
@@ -166,10 +173,10 @@ def test_completion_stream(http: httpx.Client, client: openai.OpenAI) -> None:
 
 
 def test_stop_strings_are_not_part_of_the_answer(client: openai.OpenAI) -> None:
-    request = {"model": "gemma-demo", "messages": HELLO, "max_tokens": 32, "temperature": 0}
-    full = client.chat.completions.create(**request).choices[0].message.content or ""  # type: ignore[call-overload]
+    request: dict[str, Any] = {"model": "gemma-demo", "messages": HELLO, "max_tokens": 32, "temperature": 0}
+    full = client.chat.completions.create(**request).choices[0].message.content or ""
     stop = re.split(r"\s+", full.strip())[2]
-    answer = client.chat.completions.create(**request, stop=[stop])  # type: ignore[call-overload]
+    answer = client.chat.completions.create(**request, stop=[stop])
     assert answer.choices[0].finish_reason == "stop"
     assert answer.choices[0].message.content == full[: full.index(stop)]
 
@@ -198,8 +205,14 @@ async def test_200_seeded_requests_of_mixed_length_at_64_at_a_time(live: ServerP
 
 
 def test_the_same_seed_gives_the_same_answer(client: openai.OpenAI) -> None:
-    request = {"model": "gemma-demo", "messages": HELLO, "max_tokens": 16, "seed": 7, "temperature": 1}
-    first, second = (client.chat.completions.create(**request).choices[0].message.content for _ in range(2))  # type: ignore[call-overload]
+    request: dict[str, Any] = {
+        "model": "gemma-demo",
+        "messages": HELLO,
+        "max_tokens": 16,
+        "seed": 7,
+        "temperature": 1,
+    }
+    first, second = (client.chat.completions.create(**request).choices[0].message.content for _ in range(2))
     assert first == second
 
 

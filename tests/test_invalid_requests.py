@@ -64,10 +64,11 @@ def message(**fields: Any) -> dict[str, Any]:
         ({"modalities": ["audio"]}, "modalities", "text"),
         ({"max_token": 5}, "max_token", "Did you mean max_tokens?"),
         ({"logits_processors": ["os.system"]}, "logits_processors", "Unrecognized request argument"),
-        ({"chat_template": "{{ 1 }}"}, None, "untrusted chat template"),
+        ({"chat_template": "{{ 1 }}"}, "chat_template", "only the operator sets it"),
         ({"chat_template_kwargs": {"chat_template": "x"}}, None, "untrusted chat template"),
         ({"structured_outputs": 5}, None, "wrong type"),
         ({"structured_outputs": {"regex": "((("}}, None, "regex"),
+        ({"reasoning_effort": "high"}, "reasoning_effort", "no effect"),
         ({"priority": 5}, "priority", "scheduling_policy"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": {"role": "user"}}, "messages", "array"),
@@ -77,7 +78,7 @@ def message(**fields: Any) -> dict[str, Any]:
         (message(content=None), "messages[0]", "needs content"),
         (message(content=[{"type": "text"}]), "messages[0].content", "needs 'text'"),
         (message(content=[{"type": "nope"}]), "messages[0].content", "'image_url'"),
-        (message(content=[{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]), None, "multimodal"),
+        (message(content=[{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]), "messages", "text only"),
         (message(content="a\0b"), "messages[0].content", "NUL"),
         ({"user": "a\0b"}, "user", "NUL"),
         ({"request_id": "a\nb"}, "request_id", "pattern"),
@@ -140,6 +141,7 @@ def test_a_prompt_longer_than_the_context(http: httpx.Client, path: str) -> None
             assert answer.status_code == 400
             found = error(answer)
             assert found["code"] == "context_length_exceeded"
+            assert found["param"] == ("messages" if path == CHAT else "prompt")
             assert "4096 tokens" in found["message"]
 
 

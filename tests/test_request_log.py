@@ -76,7 +76,7 @@ async def test_request_id(given: str, kept: bool) -> None:
         serving(create_app(settings(), FakeEngine())) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
-        answer = await client.get("/health", headers={"X-Request-Id": given.encode()})  # type: ignore[dict-item]
+        answer = await client.get("/health", headers={b"X-Request-Id": given.encode()})
     returned = answer.headers["x-request-id"]
     assert (returned == given) is kept
     assert re.fullmatch(r"[A-Za-z0-9-]{5,}", returned)

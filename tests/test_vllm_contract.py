@@ -72,8 +72,9 @@ def leaves(cls: type[BaseException]) -> list[type[BaseException]]:
 
 def make(cls: type[Any]) -> BaseException:
     """An instance without the constructor, whose arguments differ from class to class."""
-    error: BaseException = cls.__new__(cls, "something is wrong")
+    error: Any = cls.__new__(cls, "something is wrong")
     error.__dict__.update(parameter=None, http_status=503, message="something is wrong")
+    assert isinstance(error, BaseException)
     return error
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
-from ..errors import InvalidRequest, UnsupportedMediaType
+from ..errors import InvalidRequest, UnsupportedMediaType, field_path
 from .schemas import Schema
 
 S = TypeVar("S", bound=Schema)
@@ -81,31 +81,18 @@ def _explain(error: ValidationError) -> InvalidRequest:
     """The first fault, as OpenAI words it, with the field's path in `param`."""
     faults = error.errors(include_url=False)
     fault = faults[0]
-    path = _path(fault["loc"])
+    path = field_path(fault["loc"])
     if fault["type"] == "missing":
         return InvalidRequest(
             f"Missing required parameter: '{path}'.", param=path, code="missing_required_parameter"
         )
     # A union fails once for each of its branches; the client may send any of them.
-    wanted = " or ".join(dict.fromkeys(_wanted(other) for other in faults if _path(other["loc"]) == path))
+    wanted = " or ".join(
+        dict.fromkeys(_wanted(other) for other in faults if field_path(other["loc"]) == path)
+    )
     given = reprlib.repr(fault["input"])  # bounded in depth and length
     code = "invalid_type" if fault["type"].endswith("_type") else "invalid_value"
     return InvalidRequest(f"Invalid value for '{path}': {wanted}, got {given}.", param=path, code=code)
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    path = ""
-    for part in location:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif part in _UNION_BRANCHES or "[" in part:
-            break  # pydantic names the branch of a union; the client knows only the field
-        else:
-            path += f".{part}"
-    return path.lstrip(".")
-
-
-_UNION_BRANCHES = {"str", "int", "float", "bool", "constrained-int", "list", "dict"}
 
 
 def _wanted(fault: ErrorDetails) -> str:

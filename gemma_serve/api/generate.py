@@ -37,6 +37,7 @@ _WITHOUT_EFFECT = frozenset(
 
 # OpenAI's parameters that would change the answer, with what to use instead.
 _NOT_SUPPORTED = {
+    "chat_template": "a template runs code of its author, so only the operator sets it (model.chat_template)",
     "audio": "Gemma answers in text only",
     "function_call": "use 'tool_choice'",
     "functions": "use 'tools'",

@@ -17,6 +17,7 @@ import psutil
 from ..errors import StartupError
 from ..settings import Settings
 from .base import EngineState, EngineStatus, GenerationRequest, TokenStream, Usage
+from .process_output import formatted_stderr
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -38,13 +39,17 @@ class VLLMEngine:
         self._llm: AsyncLLM | None = None
         self._serving: VLLMServing | None = None
         self._task: asyncio.Task[None] | None = None
+        self._loader: threading.Thread | None = None
+        self._spawning = False
+        self._stopping = False
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._load_and_watch())
 
     async def _load_and_watch(self) -> None:
         try:
-            await _in_daemon_thread(self._load)
+            with formatted_stderr():
+                await self._in_daemon_thread(self._load)
             from .vllm_engine import serve
 
             assert self._llm is not None
@@ -68,26 +73,61 @@ class VLLMEngine:
             # it ends the engine.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         try:
-            from .vllm_engine import build_llm
+            from .vllm_engine import prepare_llm
         except ImportError as error:
             raise StartupError(
                 f"vLLM cannot be imported ({error}): run `make setup`, which installs it for this machine"
             ) from error
-        self._llm = build_llm(self._settings, self._phase)
+        build = prepare_llm(self._settings, self._phase)
+        self._spawning = True
+        self._phase("starting the engine and loading the weights")
+        self._llm = build()
 
     def _phase(self, phase: str) -> None:
+        if self._stopping:
+            raise StartupError("stopped while loading")
         self.status.set(EngineState.LOADING, phase)
 
     async def stop(self) -> None:
+        self._stopping = True
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         if not self.status.error:
             self.status.set(EngineState.STOPPED)
+        await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
         if self._llm is not None:
-            await asyncio.to_thread(self._llm.shutdown, 5.0)
-        await asyncio.to_thread(_end_children)
+            self._llm.shutdown(timeout=5)
+        _end_children()
+        # A loader that was about to start a process has started it by now; without it the loader ends soon.
+        while self._loader is not None and self._loader.is_alive() and self._spawning:
+            self._loader.join(0.2)
+            _end_children()
+
+    async def _in_daemon_thread(self, work: Callable[[], T]) -> T:
+        """As `asyncio.to_thread`, but the end of the process does not wait for `work`."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def settle(setter: Callable[[Any], None], value: Any) -> None:
+            if not future.done():
+                setter(value)
+
+        def run() -> None:
+            outcome: tuple[Callable[[Any], None], Any]
+            try:
+                outcome = (future.set_result, work())
+            except BaseException as error:
+                outcome = (future.set_exception, error)
+            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, *outcome)
+
+        self._loader = threading.Thread(target=run, name="engine-loader", daemon=True)
+        self._loader.start()
+        return await future
 
     async def complete(self, request: GenerationRequest) -> tuple[dict[str, Any], Usage]:
         return await self._ready().complete(request)
@@ -110,28 +150,6 @@ def _is_cpu_build() -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-async def _in_daemon_thread(work: Callable[[], T]) -> T:
-    """As `asyncio.to_thread`, but a process that ends while `work` still runs does not wait for it."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(setter: Callable[[Any], None], value: Any) -> None:
-        if not future.done():
-            setter(value)
-
-    def run() -> None:
-        outcome: tuple[Callable[[Any], None], Any]
-        try:
-            outcome = (future.set_result, work())
-        except BaseException as error:
-            outcome = (future.set_exception, error)
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, *outcome)
-
-    threading.Thread(target=run, name="engine-loader", daemon=True).start()
-    return await future
 
 
 def _end_children() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,24 +24,24 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from .. import demo_model
-from ..errors import InvalidRequest, StartupError
+from ..errors import ContextLengthExceeded, InvalidRequest, StartupError
 from ..settings import DEMO_MODEL, Settings
 from .base import EngineStatus, GenerationRequest, TokenStream, Usage
 from .supervisor import Supervisor
-from .vllm_errors import mapped_errors, raise_for_error
+from .vllm_errors import map_error, mapped_errors, raise_for_error
 from .vllm_serving import ChatServing, CompletionServing, chat_answer, completion_answer
 
 _GIB = 1 << 30
 _LOGGING = Path(__file__).with_name("logging.json")
 
 
-def build_llm(settings: Settings, set_phase: Callable[[str], None]) -> AsyncLLM:
-    """Start vLLM's processes and load the weights. Blocks for as long as that takes; call it in a thread."""
+def prepare_llm(settings: Settings, set_phase: Callable[[str], None]) -> Callable[[], AsyncLLM]:
+    """What starts vLLM's processes and loads the weights, which blocks for as long as that takes."""
     set_phase("reading the model's configuration")
     args = AsyncEngineArgs(**engine_arguments(settings))
     config = args.create_engine_config()
-    set_phase("starting the engine and loading the weights")
-    return AsyncLLM.from_vllm_config(
+    return functools.partial(
+        AsyncLLM.from_vllm_config,
         vllm_config=config,
         enable_log_requests=args.enable_log_requests,
         aggregate_engine_logging=args.aggregate_engine_logging,
@@ -96,6 +97,7 @@ class VLLMServing:
     def __init__(self, settings: Settings, supervisor: Supervisor) -> None:
         model = settings.model
         self.supervisor = supervisor
+        self._reasons = model.reasoning_parser is not None
         names = [BaseModelPath(name=name, model_path=model.name) for name in (model.id, *model.aliases)]
         models = OpenAIServingModels(supervisor, names)
         request_logger = RequestLogger(max_log_len=None) if settings.log.prompts else None
@@ -142,16 +144,35 @@ class VLLMServing:
         return stream
 
     async def _create(self, request: GenerationRequest) -> Any:
+        try:
+            return await self._call(request)
+        except Exception as error:
+            mapped = map_error(error)
+            if isinstance(mapped, ContextLengthExceeded):
+                mapped.param = "messages" if request.kind == "chat" else "prompt"
+            raise mapped from error
+
+    async def _call(self, request: GenerationRequest) -> Any:
         body = request.body | {"model": request.model}
         body.setdefault("request_id", request.request_id)
+        self._refuse_ineffective(body)
+        if request.kind == "chat":
+            return await self.chat.create_chat_completion(_validated(ChatCompletionRequest, body))
+        return await self.completion.create_completion(_validated(CompletionRequest, body))
+
+    def _refuse_ineffective(self, body: dict[str, Any]) -> None:
+        """What vLLM would ignore with this model and these settings."""
         if body.get("priority") and self.supervisor.vllm_config.scheduler_config.policy != "priority":
             raise InvalidRequest(
                 "'priority' has no effect here: the server runs with engine.scheduling_policy=fcfs.",
                 param="priority",
             )
-        if request.kind == "chat":
-            return await self.chat.create_chat_completion(_validated(ChatCompletionRequest, body))
-        return await self.completion.create_completion(_validated(CompletionRequest, body))
+        if body.get("reasoning_effort") not in (None, "none") and not self._reasons:
+            raise InvalidRequest(
+                "'reasoning_effort' has no effect here: this model does not reason, or the server runs "
+                "without the setting model.reasoning_parser.",
+                param="reasoning_effort",
+            )
 
 
 R = TypeVar("R", ChatCompletionRequest, CompletionRequest)

@@ -26,6 +26,7 @@ from ..errors import (
     Overloaded,
     ServeError,
     Unprocessable,
+    field_path,
 )
 
 try:
@@ -122,10 +123,6 @@ def _by_status(status: int, message: str, param: str | None) -> ServeError:
     return BY_STATUS.get(status, ServeError)(message, param=param)
 
 
-# vLLM names the setting; our users know the fields of their request.
-_PARAMS = {"input_tokens": "messages", "input_text": "messages"}
-
-
 def _client_fault(message: str, param: str | None) -> InvalidRequest:
     lowered = message.lower()
     if (
@@ -133,7 +130,9 @@ def _client_fault(message: str, param: str | None) -> InvalidRequest:
         or "maximum model length" in lowered
         or "context length (" in lowered
     ):
-        return ContextLengthExceeded(message, param=_PARAMS.get(param or "", param))
+        return ContextLengthExceeded(message)
+    if "is not a multimodal model" in message:
+        return InvalidRequest("This model takes text only: send no images, audio or video.", param="messages")
     return InvalidRequest(message, param=param)
 
 
@@ -145,6 +144,6 @@ def _validation_error(error: pydantic.ValidationError) -> InvalidRequest:
         mapped = map_error(cause)
         if isinstance(mapped, InvalidRequest):
             return mapped
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+    path = field_path(fault["loc"])
     message = str(fault["msg"]).removeprefix("Value error, ")
     return InvalidRequest(f"Invalid value for '{path}': {message}" if path else message, param=path or None)
