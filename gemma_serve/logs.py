@@ -108,6 +108,14 @@ def configure(level: str, log_format: str) -> None:
     os.environ[_FORMAT_VARIABLE] = log_format
 
 
+def adopt(prefix: str) -> None:
+    """Send the lines of loggers below `prefix`, which brought handlers of their own, through ours."""
+    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == prefix]:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+
+
 def engine_handler() -> logging.Handler:
     """The handler of vLLM's loggers, made by `engine/logging.json` in each of vLLM's processes."""
     logging.getLogger("vllm").setLevel(os.environ.get(_LEVEL_VARIABLE, "INFO"))

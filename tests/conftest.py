@@ -81,18 +81,21 @@ class ServerProcess:
                 self.process.stderr.close()
 
 
-def start_server(*arguments: str, environ: dict[str, str] | None = None) -> ServerProcess:
+def start_server(
+    *arguments: str, environ: dict[str, str] | None = None, folder: Path = ROOT
+) -> ServerProcess:
     """A server on a free port, as an operator starts it. The caller ends it."""
-    server = start("-m", "gemma_serve", "serve", "--port", "0", *arguments, environ=environ)
+    command = ("-m", "gemma_serve", "serve", "--port", "0", *arguments)
+    server = start(*command, environ=environ, folder=folder)
     server.url = server.wait_for(r"Listening on (http://[\w.:]+)")[1]
     return server
 
 
-def start(*arguments: str, environ: dict[str, str] | None = None) -> ServerProcess:
+def start(*arguments: str, environ: dict[str, str] | None = None, folder: Path = ROOT) -> ServerProcess:
     """This Python with `arguments`, its stderr read."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
-        cwd=ROOT,
+        cwd=folder,
         env=clean_environ() | (environ or {}),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

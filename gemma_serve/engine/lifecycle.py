@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
+from .. import logs
 from ..errors import StartupError
 from ..settings import Settings
 from .base import EngineState, EngineStatus, GenerationRequest, TokenStream, Usage
@@ -78,6 +79,7 @@ class VLLMEngine:
             raise StartupError(
                 f"vLLM cannot be imported ({error}): run `make setup`, which installs it for this machine"
             ) from error
+        logs.adopt("torch")
         build = prepare_llm(self._settings, self._phase)
         self._spawning = True
         self._phase("starting the engine and loading the weights")

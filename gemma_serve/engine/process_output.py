@@ -19,7 +19,7 @@ _PROGRESS_SECONDS = 1.0
 
 @contextmanager
 def formatted_stderr() -> Iterator[None]:
-    """Processes started inside get a pipe for stderr: C++ warnings, progress bars and prints become log lines.
+    """Processes started inside get a pipe for stderr: C++ warnings, progress bars, prints become log lines.
 
     This process has its own stderr back afterwards, so that what it says in a crash is not lost in the pipe.
     """
