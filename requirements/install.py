@@ -352,7 +352,9 @@ def link_project() -> None:
         # Through sh, as pip does it: a path on the #! line may be neither long nor hold spaces.
         script.write_text(
             f"#!/bin/sh\n'''exec' \"{VENV}/bin/python\" \"$0\" \"$@\"\n' '''\n"
-            f"import sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
+            f"import sys\n\nfrom {module} import {function}\n\n"
+            # vLLM's processes import the main module again.
+            f'if __name__ == "__main__":\n    sys.exit({function}())\n'
         )
         script.chmod(0o755)
 

@@ -85,8 +85,8 @@ def start_server(
     *arguments: str, environ: dict[str, str] | None = None, folder: Path = ROOT
 ) -> ServerProcess:
     """A server on a free port, as an operator starts it. The caller ends it."""
-    command = ("-m", "gemma_serve", "serve", "--port", "0", *arguments)
-    server = start(*command, environ=environ, folder=folder)
+    script = str(Path(sys.executable).with_name("gemma-server"))
+    server = start(script, "serve", "--port", "0", *arguments, environ=environ, folder=folder)
     server.url = server.wait_for(r"Listening on (http://[\w.:]+)")[1]
     return server
 

@@ -42,8 +42,8 @@ def test_the_wheel_holds_what_the_server_needs(wheel: Path) -> None:
 @pytest.mark.slow
 def test_the_installed_wheel_serves_the_embedded_model(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", site, wheel]
-    subprocess.run(install, check=True, timeout=120)
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target"]
+    subprocess.run([*install, site, wheel], check=True, timeout=120)
     server = start_server("--config", "demo", environ={"PYTHONPATH": str(site)}, folder=tmp_path)
     try:
         server.wait_ready()

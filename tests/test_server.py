@@ -58,6 +58,21 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_a_sentence(model: str, sente
     assert "Traceback" not in server.text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("engine.kv_cache_memory_bytes=1000", "No available memory for the cache blocks"),
+        ("engine.tensor_parallel_size=7", "must be divisible by tensor parallel size (7)"),
+    ],
+)
+def test_what_the_engine_refuses_is_told_with_its_cause(setting: str, sentence: str) -> None:
+    server = start_server("--config", "demo", "--set", setting)
+    assert server.wait(120) == 1
+    (line,) = [line for line in server.log if " - CRITICAL - " in line]
+    assert sentence in line
+
+
 def test_a_taken_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

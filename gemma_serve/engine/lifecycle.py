@@ -7,18 +7,20 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
+import pydantic
 
 from .. import logs
 from ..errors import StartupError
 from ..settings import Settings
 from .base import EngineState, EngineStatus, GenerationRequest, TokenStream, Usage
-from .process_output import formatted_stderr
+from .process_output import EngineOutput, formatted_stderr
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -48,8 +50,9 @@ class VLLMEngine:
         self._task = asyncio.create_task(self._load_and_watch())
 
     async def _load_and_watch(self) -> None:
+        output: EngineOutput | None = None
         try:
-            with formatted_stderr():
+            with formatted_stderr() as output:
                 await self._in_daemon_thread(self._load)
             from .vllm_engine import serve
 
@@ -58,7 +61,7 @@ class VLLMEngine:
             self._serving = await serve(self._settings, self._llm, self.status)
         except Exception as error:
             logger.debug("The engine failed to start", exc_info=True)
-            self.status.set(EngineState.FAILED, error=_reason(error, self._settings))
+            self.status.set(EngineState.FAILED, error=self._reason(error, output))
             return
         self.status.set(EngineState.READY)
         while self.status.ready:
@@ -84,6 +87,12 @@ class VLLMEngine:
         self._spawning = True
         self._phase("starting the engine and loading the weights")
         self._llm = build()
+
+    def _reason(self, error: Exception, output: EngineOutput | None) -> str:
+        cause = output.root_cause() if output is not None else None
+        if cause is not None and "root cause" in str(error):
+            return _sentence(cause, self._settings)
+        return _sentence(error, self._settings)
 
     def _phase(self, phase: str) -> None:
         if self._stopping:
@@ -164,9 +173,12 @@ def _end_children() -> None:
         _, children = psutil.wait_procs(children, timeout=3)
 
 
-def _reason(error: BaseException, settings: Settings) -> str:
+def _sentence(error: object, settings: Settings) -> str:
     """One sentence for the operator: what failed, and what to do where we know it."""
+    if isinstance(error, pydantic.ValidationError):  # vLLM checks its configuration with pydantic
+        error = "; ".join(dict.fromkeys(str(fault["msg"]) for fault in error.errors()))
     text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"^(Value error, |(Value|Runtime)Error: )", "", text)
     name = settings.model.name
     lowered = text.lower()
     if isinstance(error, StartupError):
