@@ -89,11 +89,11 @@ class ModelSettings(Section):
     temperature: float | None = Field(default=None, ge=0, le=2)
     """Used when a request gives none; by default what the model's own generation_config.json says."""
     chat_template: str | None = None
-    """Path of a Jinja chat template to use in place of the model's own."""
-    tool_parser: str | None = None
-    """vLLM's parser of the model's tool calls, such as `functiongemma` or `pythonic`; turns tools on."""
-    reasoning_parser: str | None = None
-    """vLLM's parser that separates reasoning from the answer, such as `gemma4`."""
+    """Path of a Jinja chat template; by default ours for the Gemma family, or the model's own."""
+    tool_parser: str = "auto"
+    """vLLM's parser of the model's tool calls; `auto` takes the Gemma family's, `none` turns tools off."""
+    reasoning_parser: str = "auto"
+    """vLLM's parser that separates reasoning from the answer; `auto` takes the family's, `none` has none."""
 
     @property
     def id(self) -> str:

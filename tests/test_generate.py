@@ -29,9 +29,34 @@ def test_chat(client: openai.OpenAI) -> None:
     assert answer.model == "gemma-demo"
 
 
-@pytest.mark.parametrize("n", [1, 3])
-def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, n: int) -> None:
-    request: dict[str, Any] = {"model": "gemma-demo", "messages": HELLO, "max_tokens": 24, "seed": 1, "n": n}
+def test_n_greedy_answers_are_equal_and_all_counted(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model="gemma-demo",
+        prompt=["Once", "Twice"],
+        n=2,
+        temperature=0,
+        max_tokens=5,
+        extra_body={"ignore_eos": True},
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    texts = [choice.text for choice in answer.choices]
+    assert texts[0] == texts[1]
+    assert texts[2] == texts[3]
+    assert texts[0] != texts[2]
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 20
+
+
+@pytest.mark.parametrize(("n", "temperature"), [(1, 0), (3, 1), (3, 0)])
+def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, n: int, temperature: float) -> None:
+    request: dict[str, Any] = {
+        "model": "gemma-demo",
+        "messages": HELLO,
+        "max_tokens": 24,
+        "seed": 1,
+        "n": n,
+        "temperature": temperature,
+    }
     whole = client.chat.completions.create(**request)
     chunks = list(
         client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True})

@@ -117,8 +117,11 @@ class TokenStream(Protocol):
     created: int
     model: str
     fingerprint: str | None
-    usage: Usage
-    """Counts so far; final once the iteration has ended."""
+
+    @property
+    def usage(self) -> Usage:
+        """Counts so far; final once the iteration has ended."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[list[Delta]]:
         """Yields what arrived together, at least one delta each time. Raises `ServeError`."""

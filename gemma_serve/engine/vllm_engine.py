@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import difflib
 import functools
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+import torch
 from vllm.config.logging import LoggingConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -21,15 +23,20 @@ from vllm.entrypoints.serve.utils.request_logger import RequestLogger
 from vllm.platforms import current_platform
 from vllm.renderers.chat_utils import load_chat_template
 from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.transformers_utils.config import get_config
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from .. import demo_model
 from ..errors import ContextLengthExceeded, InvalidRequest, StartupError
 from ..settings import DEMO_MODEL, Settings
 from .base import EngineStatus, GenerationRequest, TokenStream, Usage
+from .families import family_of, precision, template_text
+from .greedy import RepeatedStream, copies, repeat_answer
 from .supervisor import Supervisor
 from .vllm_errors import map_error, mapped_errors, raise_for_error
 from .vllm_serving import ChatServing, CompletionServing, chat_answer, completion_answer
+
+logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
 _LOGGING = Path(__file__).with_name("logging.json")
@@ -54,20 +61,47 @@ def engine_arguments(settings: Settings) -> dict[str, Any]:
     model, performance = settings.model, settings.performance
     _check_device(performance.device)
     values: dict[str, Any] = {
-        "model": str(demo_model.PATH) if model.name == DEMO_MODEL else model.name,
+        "model": _model_path(settings),
         "served_model_name": [model.id, *model.aliases],
-        "dtype": performance.precision,
+        "dtype": _dtype(settings),
         "max_model_len": model.max_length,
         "logging_config": LoggingConfig(pylogging_config_file=str(_LOGGING)),
         "max_logprobs": settings.limits.max_logprobs,
     }
     if model.temperature is not None:
         values["override_generation_config"] = {"temperature": model.temperature}
-    if model.reasoning_parser:
-        values["reasoning_parser"] = model.reasoning_parser
+    if (
+        parser := _chosen(model.reasoning_parser, family_of(_model_type(settings)).reasoning_parser)
+    ) is not None:
+        values["reasoning_parser"] = parser
     if current_platform.is_cpu():
         values |= _cpu_defaults(settings.engine)
     return values | settings.engine
+
+
+def _model_path(settings: Settings) -> str:
+    name = settings.model.name
+    return str(demo_model.PATH) if name == DEMO_MODEL else name
+
+
+def _model_type(settings: Settings) -> str:
+    engine = settings.engine
+    trust = bool(engine.get("trust_remote_code"))
+    return str(get_config(_model_path(settings), trust, engine.get("revision")).model_type)
+
+
+def _dtype(settings: Settings) -> str:
+    wanted = settings.performance.precision
+    family = family_of(_model_type(settings))
+    dtype = precision(wanted, family, has_bfloat16=torch.bfloat16 in current_platform.supported_dtypes)
+    if dtype != wanted:
+        logger.warning("%s overflows %s; using %s in its place", family.name, wanted, dtype)
+    return dtype
+
+
+def _chosen(setting: str, of_family: str | None) -> str | None:
+    """The parser that a setting names: `auto` is the family's, `none` is none."""
+    return {"auto": of_family, "none": None}.get(setting, setting)
 
 
 def _check_device(device: str) -> None:
@@ -97,18 +131,22 @@ class VLLMServing:
     def __init__(self, settings: Settings, supervisor: Supervisor) -> None:
         model = settings.model
         self.supervisor = supervisor
-        self._reasons = model.reasoning_parser is not None
+        config, tokenizer = supervisor.model_config.hf_config, supervisor.renderer.tokenizer
+        family = family_of(config.model_type, getattr(tokenizer, "chat_template", None))
+        tool_parser = _chosen(model.tool_parser, family.tool_parser)
+        reasoning_parser = _chosen(model.reasoning_parser, family.reasoning_parser)
+        self._reasons = reasoning_parser is not None
         names = [BaseModelPath(name=name, model_path=model.name) for name in (model.id, *model.aliases)]
         models = OpenAIServingModels(supervisor, names)
         request_logger = RequestLogger(max_log_len=None) if settings.log.prompts else None
         shared: dict[str, Any] = {
             "request_logger": request_logger,
-            "chat_template": load_chat_template(model.chat_template),
+            "chat_template": load_chat_template(model.chat_template) or template_text(family),
             "chat_template_content_format": "auto",
             "trust_request_chat_template": False,  # a template runs code of its author: CVE-2025-62426
-            "enable_auto_tools": model.tool_parser is not None,
-            "tool_parser": model.tool_parser,
-            "reasoning_parser": model.reasoning_parser or "",
+            "enable_auto_tools": tool_parser is not None,
+            "tool_parser": tool_parser,
+            "reasoning_parser": reasoning_parser or "",
         }
         self.renderer = OnlineRenderer(supervisor.model_config, supervisor.renderer, **shared)
         self.chat = ChatServing(
@@ -133,15 +171,20 @@ class VLLMServing:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise asyncio.CancelledError  # vLLM turns cancellation into an answer
             raise_for_error(response)
-            answer = chat_answer(response) if request.kind == "chat" else completion_answer(response)
-        return answer
+            answer, usage = (chat_answer if request.kind == "chat" else completion_answer)(response)
+        n = self._copies(request)
+        return repeat_answer(answer, usage, n) if n > 1 else (answer, usage)
 
     async def stream(self, request: GenerationRequest) -> TokenStream:
         with mapped_errors():
             response = await self._create(request)
             raise_for_error(response)
         stream: TokenStream = response
-        return stream
+        n = self._copies(request)
+        return RepeatedStream(stream, n) if n > 1 else stream
+
+    def _copies(self, request: GenerationRequest) -> int:
+        return copies(request.body, self.chat.default_sampling_params.get("temperature", 1.0))
 
     async def _create(self, request: GenerationRequest) -> Any:
         try:
@@ -156,6 +199,8 @@ class VLLMServing:
         body = request.body | {"model": request.model}
         body.setdefault("request_id", request.request_id)
         self._refuse_ineffective(body)
+        if self._copies(request) > 1:
+            body["n"] = 1
         if request.kind == "chat":
             return await self.chat.create_chat_completion(_validated(ChatCompletionRequest, body))
         return await self.completion.create_completion(_validated(CompletionRequest, body))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from ..errors import (
     Unprocessable,
     field_path,
 )
+
+logger = logging.getLogger(__name__)
 
 try:
     from vllm.entrypoints.serve.exception_handling.utils import sanitize_message
@@ -78,6 +81,7 @@ def map_error(error: BaseException) -> ServeError:
             return NotImplementedHere(message)
         case _ if isinstance(error, _CLIENT_FAULTS):
             return _client_fault(message, None)
+    logger.error("The engine failed on a request", exc_info=error)
     return ServeError("The engine failed on this request; the server's log says why.")
 
 
