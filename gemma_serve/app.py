@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from . import __version__
-from .api import docs, generate
+from .api import docs, generate, relay
 from .api import health as health_api
 from .api import models as models_api
 from .api.streaming import ClientDisconnected
@@ -74,6 +74,7 @@ def create_app(
     )
     app.state.engine = engine
     app.include_router(generate.router(generator, engine, models, settings.limits))
+    app.include_router(relay.router(engine, models))
     app.include_router(models_api.router(models))
     app.include_router(health_api.router(health))
     docs.install(app)

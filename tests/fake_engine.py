@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from gemma_serve.engine.base import Delta, EngineState, EngineStatus, GenerationRequest, Usage
+from gemma_serve.engine.base import Delta, EngineState, EngineStatus, GenerationRequest, RelayKind, Usage
 from gemma_serve.errors import ServeError
 
 
@@ -76,6 +76,9 @@ class FakeEngine:
         self.requests.append(request)
         self.streams.append(FakeStream(self, request))
         return self.streams[-1]
+
+    async def relay(self, kind: RelayKind, body: dict[str, Any]) -> dict[str, Any]:
+        return {"kind": kind, "body": body}
 
     async def hang(self) -> None:
         self.hanging += 1

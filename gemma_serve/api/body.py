@@ -19,17 +19,20 @@ S = TypeVar("S", bound=Schema)
 
 async def read_body(request: Request, schema: type[S]) -> tuple[dict[str, Any], S]:
     """The body as the client sent it, and validated. Raises `InvalidRequest`, `UnsupportedMediaType`."""
+    require_json(request)
+    body = parse_json(await request.body())
+    try:
+        return body, schema.model_validate(body)
+    except ValidationError as error:
+        raise _explain(error) from error
+
+
+def require_json(request: Request) -> None:
     content_type = request.headers.get("content-type")
     if content_type is not None and not _is_json(content_type):
         raise UnsupportedMediaType(
             f"Content-Type is {content_type!r:.100}; send JSON with 'Content-Type: application/json'."
         )
-    raw = await request.body()
-    body = parse_json(raw)
-    try:
-        return body, schema.model_validate(body)
-    except ValidationError as error:
-        raise _explain(error) from error
 
 
 def _is_json(content_type: str) -> bool:

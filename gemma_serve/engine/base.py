@@ -65,6 +65,8 @@ class EngineStatus:
 
 
 Kind = Literal["chat", "completion"]
+RelayKind = Literal["responses", "messages", "count_tokens", "tokenize", "detokenize"]
+"""APIs that vLLM's own handlers answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,10 @@ class Engine(Protocol):
 
     async def stream(self, request: GenerationRequest) -> TokenStream:
         """Validate and prepare; the stream starts when it is iterated. Raises `ServeError`."""
+        ...
+
+    async def relay(self, kind: RelayKind, body: dict[str, Any]) -> dict[str, Any] | AsyncIterator[bytes]:
+        """The answer of vLLM's own handler, or its server-sent events. Raises `ServeError`."""
         ...
 
     def model_length(self) -> int | None:

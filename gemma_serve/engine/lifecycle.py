@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +19,7 @@ import pydantic
 from .. import logs
 from ..errors import StartupError
 from ..settings import Settings
-from .base import EngineState, EngineStatus, GenerationRequest, TokenStream, Usage
+from .base import EngineState, EngineStatus, GenerationRequest, RelayKind, TokenStream, Usage
 from .process_output import EngineOutput, formatted_stderr
 
 if TYPE_CHECKING:
@@ -145,6 +145,9 @@ class VLLMEngine:
 
     async def stream(self, request: GenerationRequest) -> TokenStream:
         return await self._ready().stream(request)
+
+    async def relay(self, kind: RelayKind, body: dict[str, Any]) -> dict[str, Any] | AsyncIterator[bytes]:
+        return await self._ready().relay.call(kind, body)
 
     def _ready(self) -> VLLMServing:
         self.status.require_ready()

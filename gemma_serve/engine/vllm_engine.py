@@ -32,6 +32,7 @@ from ..settings import DEMO_MODEL, Settings
 from .base import EngineStatus, GenerationRequest, TokenStream, Usage
 from .families import family_of, precision, template_text
 from .greedy import RepeatedStream, copies, repeat_answer
+from .relay import Relay
 from .supervisor import Supervisor
 from .vllm_errors import map_error, mapped_errors, raise_for_error
 from .vllm_serving import ChatServing, CompletionServing, chat_answer, completion_answer
@@ -164,6 +165,8 @@ class VLLMServing:
             request_logger=request_logger,
             enable_prompt_tokens_details=True,
         )
+
+        self.relay = Relay(supervisor, models, self.renderer, **shared)
 
     async def complete(self, request: GenerationRequest) -> tuple[dict[str, Any], Usage]:
         with mapped_errors():

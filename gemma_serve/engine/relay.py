@@ -1,0 +1,83 @@
+"""Other APIs that vLLM's own handlers speak, on our supervised engine: Responses, Messages, tokenizing.
+
+Their bodies, answers and events stay vLLM's; model names, errors, abort and admission are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from pydantic import TypeAdapter
+from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensRequest, AnthropicMessagesRequest
+from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
+from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
+from vllm.renderers.online_renderer import OnlineRenderer
+
+from ..errors import InvalidRequest
+from .base import RelayKind
+from .supervisor import Supervisor
+from .vllm_errors import mapped_errors, raise_for_error
+
+_REQUESTS: dict[RelayKind, TypeAdapter[Any]] = {
+    "responses": TypeAdapter(ResponsesRequest),
+    "messages": TypeAdapter(AnthropicMessagesRequest),
+    "count_tokens": TypeAdapter(AnthropicCountTokensRequest),
+    "tokenize": TypeAdapter(TokenizeRequest),
+    "detokenize": TypeAdapter(DetokenizeRequest),
+}
+
+
+class Relay:
+    """Takes the keyword arguments that vLLM's handlers share."""
+
+    def __init__(
+        self, supervisor: Supervisor, models: OpenAIServingModels, renderer: OnlineRenderer, **shared: Any
+    ) -> None:
+        templates = {name: shared[name] for name in ("chat_template", "chat_template_content_format")}
+        parsers = {name: shared[name] for name in ("enable_auto_tools", "tool_parser", "reasoning_parser")}
+        common = {"request_logger": shared["request_logger"], **templates, **parsers}
+        responses = OpenAIServingResponses(supervisor, models, renderer, **common)
+        messages = AnthropicServingMessages(
+            supervisor, models, "assistant", online_renderer=renderer, **common
+        )
+        tokens = ServingTokenization(models, renderer, request_logger=shared["request_logger"], **templates)
+        self._handlers = {
+            "responses": responses.create_responses,
+            "messages": messages.create_messages,
+            "count_tokens": messages.count_tokens,
+            "tokenize": tokens.create_tokenize,
+            "detokenize": tokens.create_detokenize,
+        }
+
+    async def call(self, kind: RelayKind, body: dict[str, Any]) -> dict[str, Any] | AsyncIterator[bytes]:
+        """The answer, or its server-sent events when the body asks for a stream. Raises `ServeError`."""
+        with mapped_errors():
+            try:
+                request = _REQUESTS[kind].validate_python(body)
+            except (AttributeError, KeyError, TypeError) as error:
+                raise InvalidRequest(f"The request holds a value of the wrong type: {error}.") from error
+            response = await self._handlers[kind](request, None)
+            raise_for_error(response)
+        if isinstance(response, AsyncGenerator):
+            return _events(response)
+        answer: dict[str, Any] = response.model_dump(
+            mode="json", by_alias=True, exclude_none=kind != "responses"
+        )
+        return answer
+
+
+async def _events(source: AsyncGenerator[Any, None]) -> AsyncIterator[bytes]:
+    try:
+        async for event in source:
+            if isinstance(event, str):
+                yield event.encode()
+            else:
+                data = event.model_dump_json(by_alias=True).encode()
+                yield b"event: " + event.type.encode() + b"\ndata: " + data + b"\n\n"
+    finally:
+        await source.aclose()
