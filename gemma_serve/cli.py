@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -146,9 +147,19 @@ def _check(options: argparse.Namespace) -> int:
 _SECRETS = ("_token", "_key", "_keys", "_password", "_secret")
 
 
+def _masked(value: Any) -> Any:
+    """As YAML can write it, secrets within nested values masked."""
+    if isinstance(value, dict):
+        return {
+            key: "********" if str(key).endswith(_SECRETS) else _masked(item) for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_masked(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 def _shown(name: str, value: Any) -> str:
     if value and name.endswith(_SECRETS):
         return "********"
-    if isinstance(value, tuple):
-        value = list(value)
+    value = _masked(value)
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()

@@ -22,6 +22,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+# A client's own text may be quoted, and may have any length.
+_LONGEST_MESSAGE = 1000
+_LONGEST_PARAM = 200
+
 
 class ServeError(Exception):
     """An error that a client may see. `message` says what to do about it; `param` names the field."""
@@ -39,8 +43,8 @@ class ServeError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…"
+        self.param = param if param is None else param[:_LONGEST_PARAM]
         if code is not None:
             self.code = code
         self.headers = dict(headers or {})
@@ -107,6 +111,10 @@ class EngineNotReady(Unavailable):
 
 class Overloaded(Unavailable):
     code = "engine_overloaded"
+
+
+class ShuttingDown(Unavailable):
+    code = "server_shutting_down"
 
 
 class EngineDied(Unavailable):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -52,7 +53,8 @@ class TextFormatter(logging.Formatter):
             return text
         start = f"{record.asctime} - {record.levelname} - "
         first, *rest = text.split("\n")
-        return "\n".join([first, *(start + line for line in rest if line)])
+        # The bar tells a line within a message from the start of one, which a message could otherwise forge.
+        return "\n".join([first, *(f"{start}| {line}" for line in rest if line)])
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         if record.name.startswith("vllm"):  # which of vLLM's processes speaks
@@ -78,23 +80,33 @@ class JsonFormatter(logging.Formatter):
         entry |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(entry, default=str).decode()
+        try:
+            return orjson.dumps(entry, default=str).decode()
+        except (TypeError, ValueError):  # lone surrogates, integers over 64 bits
+            return json.dumps(entry, default=str)
 
 
 def _process(record: logging.LogRecord) -> str:
     return str(getattr(record, "vllm_process_name", None) or record.processName)
 
 
-def make_handler(log_format: str) -> logging.Handler:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    return handler
+def _formatter(log_format: str) -> logging.Formatter:
+    return JsonFormatter() if log_format == "json" else TextFormatter()
+
+
+def format_line(name: str, message: str) -> str:
+    """An INFO line of logger `name` in the configured format, for who must not wait for the log's lock."""
+    record = logging.LogRecord(name, logging.INFO, "", 0, message, None, None)
+    return _formatter(os.environ.get(_FORMAT_VARIABLE, "text")).format(record)
 
 
 def configure(level: str, log_format: str) -> None:
     """Send every logger's lines to stderr in `log_format` ("text" or "json"), here and in the engine."""
+    # A file descriptor of its own: while the engine starts, 2 is a pipe (engine/process_output.py).
+    handler = logging.StreamHandler(os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf8"))
+    handler.setFormatter(_formatter(log_format))
     root = logging.getLogger()
-    root.handlers[:] = [make_handler(log_format)]
+    root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("gemma_serve").setLevel(level)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
@@ -119,4 +131,6 @@ def adopt(prefix: str) -> None:
 def engine_handler() -> logging.Handler:
     """The handler of vLLM's loggers, made by `engine/logging.json` in each of vLLM's processes."""
     logging.getLogger("vllm").setLevel(os.environ.get(_LEVEL_VARIABLE, "INFO"))
-    return make_handler(os.environ.get(_FORMAT_VARIABLE, "text"))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_formatter(os.environ.get(_FORMAT_VARIABLE, "text")))
+    return handler

@@ -86,6 +86,7 @@ def _bind(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
+        sock.listen(2048)
         sock.set_inheritable(False)
     except OSError as error:
         raise StartupError(

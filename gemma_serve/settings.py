@@ -6,7 +6,9 @@ named by `--config` or `GEMMA_CONFIG`, the defaults below. README's table is che
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +18,16 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from dotenv import dotenv_values
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FilePath,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .engine_fields import ENGINE_FIELDS
@@ -41,8 +52,10 @@ class SettingsError(StartupError):
 
 
 def _comma_list(value: Any) -> Any:
-    """Environment variables hold lists as `a,b`."""
+    """Environment variables hold lists as `a,b`, or as JSON."""
     if isinstance(value, str):
+        if value.lstrip().startswith("["):
+            return _text_value(value)
         return [item.strip() for item in value.split(",") if item.strip()]
     return value
 
@@ -88,7 +101,7 @@ class ModelSettings(Section):
     """Context length in tokens, prompt and answer together; by default what the model was made for."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """Used when a request gives none; by default what the model's own generation_config.json says."""
-    chat_template: str | None = None
+    chat_template: FilePath | None = None
     """Path of a Jinja chat template; by default ours for the Gemma family, or the model's own."""
     tool_parser: str = "auto"
     """vLLM's parser of the model's tool calls; `auto` takes the Gemma family's, `none` turns tools off."""
@@ -162,6 +175,8 @@ class LogSettings(Section):
 class LimitsSettings(Section):
     max_n: int = Field(default=128, ge=1)
     """Most answers (`n`) that one request may ask for."""
+    max_sequences: int = Field(default=1024, ge=1)
+    """Most answers that one request with several prompts may ask for: prompts times `n`."""
     max_logprobs: int = Field(default=20, ge=0)
     """Most `top_logprobs` or `prompt_logprobs` a token; each is memory and time in the engine."""
 
@@ -227,11 +242,39 @@ _OWNED_ENGINE_FIELDS = {
 }
 
 
+def _text_value(text: str) -> Any:
+    """What an environment variable or option says: JSON where it is JSON, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def _engine_value(name: str, value: Any) -> Any:
-    """`GEMMA_ENGINE_*` values are text: read numbers, booleans and JSON unless vLLM wants a plain string."""
+    """The value as vLLM's argument wants it. Raises `ValueError` when it cannot be that."""
+    kind = _engine_type(name)
+    if kind is None:
+        return _text_value(value) if isinstance(value, str) else value
+    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+    candidates = [value, *([_text_value(value)] if isinstance(value, str) else [])]
     if isinstance(value, str) and ENGINE_FIELDS[name].removesuffix(" | None") != "str":
-        return yaml.safe_load(value)
-    return value
+        candidates.reverse()
+    for candidate in candidates:
+        with contextlib.suppress(ValidationError):
+            return adapter.validate_python(candidate)
+    raise ValueError(f"engine.{name} = {value!r} should be {ENGINE_FIELDS[name]}")
+
+
+def _engine_type(name: str) -> Any:
+    """The argument's type, or None where it is a class of vLLM's own, which vLLM checks."""
+    try:
+        # The text was made by `make lock` from vLLM's annotations; it is no input.
+        return eval(ENGINE_FIELDS[name], {"__builtins__": _BUILTIN_TYPES, "Any": Any, "Literal": Literal})
+    except (NameError, TypeError):
+        return None
+
+
+_BUILTIN_TYPES = {kind.__name__: kind for kind in (bool, int, float, str, list, dict, tuple, set)}
 
 
 @dataclass(frozen=True)
@@ -298,6 +341,7 @@ def _our_variables(variables: Mapping[str, str]) -> dict[str, str]:
         name: value
         for name, value in variables.items()
         if name.upper().startswith(PREFIX)
+        and value  # compose files and charts write VARIABLE= for "not set"
         and name.upper() not in _NOT_SETTINGS
         and not _KUBERNETES_NAME.match(name.upper())
         and not (name.upper().endswith("PORT") and _KUBERNETES_VALUE.match(value))
@@ -394,7 +438,10 @@ def find_config(name: str | os.PathLike[str]) -> Path:
 def _read_dotenv(env_file: str | os.PathLike[str] | None) -> dict[str, str]:
     if env_file is None or not Path(env_file).is_file():
         return {}
-    return {name: value for name, value in dotenv_values(env_file).items() if value is not None}
+    try:
+        return {name: value for name, value in dotenv_values(env_file).items() if value is not None}
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{env_file} is not UTF-8 text: {error}") from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -406,4 +453,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(f"{path} must hold sections such as `server:` and `model:`, not {content!r:.60}")
-    return content
+    for section, values in content.items():
+        wrong = [
+            key
+            for key in (section, *(values if isinstance(values, dict) else ()))
+            if not isinstance(key, str)
+        ]
+        if wrong:
+            raise SettingsError(f"{path}: {wrong[0]!r} is not a name; put it in quotes if it is meant as one")
+    return {section: {} if values is None else values for section, values in content.items()}

@@ -18,8 +18,13 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+import pytest_asyncio
 import uvicorn
 from fastapi import FastAPI
+
+from gemma_serve.app import create_app
+from gemma_serve.engine.lifecycle import VLLMEngine
+from gemma_serve.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 240  # 25 on a quiet machine; CI's is shared
@@ -141,11 +146,18 @@ def http(live: ServerProcess) -> Iterator[httpx.Client]:
 
 
 @asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[str]:
+async def serving(app: FastAPI, grace: int = 5) -> AsyncIterator[str]:
     """The app under a real uvicorn on a free port of this event loop; yields its URL."""
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_config=None, http="httptools", ws="websockets-sansio", lifespan="on")
+    config = uvicorn.Config(
+        app,
+        port=0,
+        log_config=None,
+        http="httptools",
+        ws="websockets-sansio",
+        lifespan="on",
+        timeout_graceful_shutdown=grace,
     )
+    server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server.serve())
     try:
@@ -157,6 +169,32 @@ async def serving(app: FastAPI) -> AsyncIterator[str]:
     finally:
         server.should_exit = True
         await task
+
+
+@dataclass
+class InProcess:
+    """A server in this event loop, so that a test can look into its engine."""
+
+    engine: VLLMEngine
+    url: str
+
+    def unfinished(self) -> int:
+        """Requests that vLLM still works on."""
+        assert self.engine._llm is not None
+        return int(self.engine._llm.get_num_unfinished_requests())
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def in_process() -> AsyncIterator[InProcess]:
+    settings = Settings(
+        model={"name": "gemma-demo", "max_length": 1024},
+        engine={"enforce_eager": True, "enable_prefix_caching": False, "kv_cache_memory_bytes": 100_000_000},
+    )
+    engine = VLLMEngine(settings)
+    async with serving(create_app(settings, engine)) as url:
+        await until(lambda: engine.status.ready or engine.status.failed, _START_SECONDS)
+        assert engine.status.ready, engine.status.error
+        yield InProcess(engine, url)
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10) -> None:

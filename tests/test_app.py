@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+
 import httpx
+import pytest
 from openapi_spec_validator import validate
 
 from gemma_serve.app import create_app, middleware
@@ -10,7 +14,7 @@ from gemma_serve.engine.base import EngineState
 from gemma_serve.errors import ContextLengthExceeded
 from gemma_serve.settings import Settings
 
-from .conftest import serving
+from .conftest import serving, until
 from .fake_engine import FakeEngine
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -94,6 +98,35 @@ async def test_an_unexpected_error_is_a_500_in_openai_shape() -> None:
             assert answer.json()["error"]["type"] == "server_error"
             assert "secret" not in answer.text
             assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("hang_at", [0, 1])
+async def test_a_request_that_outlives_the_shutdown_is_told(stream: bool, hang_at: int) -> None:
+    engine = FakeEngine(hang_at=hang_at)
+    async with serving(create_app(settings(), engine), grace=1) as url:
+        client = httpx.AsyncClient(base_url=url, timeout=30)
+        request = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT | {"stream": stream}))
+        await until(lambda: engine.hanging == 1)
+    answer = await request
+    await client.aclose()
+    if stream and hang_at:
+        assert answer.status_code == 200
+        error = json.loads(answer.text.strip().split("\n\n")[-1].removeprefix("data: "))["error"]
+    else:
+        assert answer.status_code == 503
+        error = answer.json()["error"]
+    assert error["code"] == "server_shutting_down"
+    assert engine.cancelled == 1
+
+
+async def test_head_for_probes() -> None:
+    async with (
+        serving(create_app(settings(), FakeEngine())) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        for path in ("/health", "/health/live", "/health/ready"):
+            assert (await client.head(path)).status_code == 200
 
 
 async def test_cors_only_for_configured_origins() -> None:

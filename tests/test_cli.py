@@ -33,12 +33,21 @@ def test_check_shows_each_value_and_its_source() -> None:
     assert rows["engine.enforce_eager"][0] == "true"
 
 
+def test_check_masks_secrets() -> None:
+    loader = 'engine.model_loader_extra_config={"aws_secret": "hunter2", "a": 1}'
+    result = run("check", "--set", "engine.hf_token=hf_hunter2", "--set", loader)
+    assert result.returncode == 0, result.stderr
+    assert "hunter2" not in result.stdout
+    assert "max_num_batched_tokens" not in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["check", "--port", "x"], "server.port"),
         (["check", "--set", "nonsense"], "write it as section.field=value"),
         (["check", "--set", "engine.max_num_seq=3"], "did you mean max_num_seqs?"),
+        (["check", "--set", "engine.speculative_config={bad"], "engine.speculative_config"),
         (["check", "--config", "nowhere"], "no such configuration file"),
         (["serve", "--set", "server.workers=2"], "must be 1"),
     ],

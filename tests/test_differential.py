@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -18,13 +17,9 @@ from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
-from gemma_serve.app import create_app
-from gemma_serve.engine.lifecycle import VLLMEngine
-from gemma_serve.settings import Settings
+from .conftest import InProcess
 
-from .conftest import serving
-
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 WEATHER = {
     "type": "function",
@@ -108,42 +103,28 @@ class Pair:
         return str(answer.model_dump_json())
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def pair() -> AsyncIterator[Pair]:
-    settings = Settings(
-        model={"name": "gemma-demo", "max_length": 1024},
-        engine={
-            "enforce_eager": True,
-            "enable_prefix_caching": False,
-            "kv_cache_memory_bytes": 100_000_000,
-        },
+@pytest_asyncio.fixture(loop_scope="session")
+async def pair(in_process: InProcess) -> AsyncIterator[Pair]:
+    ours = in_process.engine._serving
+    assert ours is not None
+    names = OpenAIServingModels(ours.supervisor, [BaseModelPath(name="gemma-demo", model_path="x")])
+    shared: Any = {
+        "online_renderer": ours.renderer,
+        "request_logger": None,
+        "enable_prompt_tokens_details": True,
+    }
+    chat = OpenAIServingChat(
+        ours.supervisor,
+        names,
+        "assistant",
+        chat_template=None,
+        chat_template_content_format="auto",
+        enable_auto_tools=True,
+        tool_parser="functiongemma",
+        **shared,
     )
-    engine = VLLMEngine(settings)
-    async with serving(create_app(settings, engine)) as url:
-        async with asyncio.timeout(240):
-            while not engine.status.ready:
-                assert not engine.status.failed, engine.status.error
-                await asyncio.sleep(0.05)
-        ours = engine._serving
-        assert ours is not None
-        names = OpenAIServingModels(ours.supervisor, [BaseModelPath(name="gemma-demo", model_path="x")])
-        shared: Any = {
-            "online_renderer": ours.renderer,
-            "request_logger": None,
-            "enable_prompt_tokens_details": True,
-        }
-        chat = OpenAIServingChat(
-            ours.supervisor,
-            names,
-            "assistant",
-            chat_template=None,
-            chat_template_content_format="auto",
-            enable_auto_tools=True,
-            tool_parser="functiongemma",
-            **shared,
-        )
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-            yield Pair(client, chat, OpenAIServingCompletion(ours.supervisor, names, **shared))
+    async with httpx.AsyncClient(base_url=in_process.url, timeout=60) as client:
+        yield Pair(client, chat, OpenAIServingCompletion(ours.supervisor, names, **shared))
 
 
 def joined(text: str, stream: bool) -> dict[int, dict[str, Any]]:

@@ -18,7 +18,7 @@ HELLO: Any = [{"role": "user", "content": "Hello!"}]
 
 
 def test_chat(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model="gemma-demo", messages=HELLO, max_tokens=8)
+    answer = client.chat.completions.create(model="gemma-demo", messages=HELLO, max_tokens=8, temperature=0)
     choice = answer.choices[0]
     assert choice.message.role == "assistant"
     assert choice.message.content
@@ -239,22 +239,3 @@ def test_the_same_seed_gives_the_same_answer(client: openai.OpenAI) -> None:
     }
     first, second = (client.chat.completions.create(**request).choices[0].message.content for _ in range(2))
     assert first == second
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_aborts_its_generation(live: ServerProcess, stream: bool) -> None:
-    """Endless answers would hold the engine for a minute; afterwards a short one comes at once."""
-    body = {"messages": HELLO, "max_tokens": 4000, "ignore_eos": True, "n": 32, "stream": stream}
-    before = live.text.count(" - 499 - ")
-    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
-        request = asyncio.create_task(client.post("/v1/chat/completions", json=body))
-        done, _ = await asyncio.wait([request], timeout=1)
-        assert not done
-        request.cancel()
-        await asyncio.gather(request, return_exceptions=True)
-        async with asyncio.timeout(10):
-            while live.text.count(" - 499 - ") == before:
-                await asyncio.sleep(0.05)
-        answer = await client.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 1})
-    assert answer.status_code == 200
-    assert answer.elapsed.total_seconds() < 20

@@ -4,9 +4,11 @@ import asyncio
 import json
 import logging
 import re
+from collections.abc import Iterator
 
 import httpx
 import pytest
+import websockets
 
 from gemma_serve.app import create_app
 from gemma_serve.logs import JsonFormatter, TextFormatter
@@ -17,8 +19,10 @@ from .test_app import CHAT, settings
 
 
 @pytest.fixture(autouse=True)
-def _info(caplog: pytest.LogCaptureFixture) -> None:
+def _no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.INFO, "gemma_serve")
+    yield
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
@@ -89,8 +93,26 @@ async def test_a_path_cannot_forge_a_line(caplog: pytest.LogCaptureFixture) -> N
     ):
         await client.get("/x%0a2026-01-01%20-%20INFO%20-%20forged%1b[31m")
     message = lines(caplog)[0].getMessage()
-    assert "\n" not in message
-    assert "\x1b" not in message
+    assert message.startswith("GET /x%0a2026-01-01%20-%20INFO%20-%20forged%1b[31m - 127.0.0.1 - 404 - ")
+
+
+async def test_a_refused_websocket(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(create_app(settings(), FakeEngine())) as url:
+        with pytest.raises(websockets.exceptions.InvalidStatus):
+            await websockets.connect(url.replace("http", "ws") + "/nowhere")
+    assert " - 403 - " in lines(caplog)[0].getMessage()
+
+
+def test_a_message_of_several_lines_cannot_forge_one() -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 0, "a\nPOST /v1 - 192.0.2.1 - 200 - 1.000s", None, None)
+    first, second = TextFormatter().format(record).splitlines()
+    assert first.endswith(" - INFO - a")
+    assert " - INFO - | POST /v1" in second
+
+
+def test_what_json_cannot_hold_is_logged_all_the_same() -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 0, "\ud800 %d", (2**70,), None)
+    assert json.loads(JsonFormatter().format(record))["level"] == "INFO"
 
 
 async def test_probes_are_not_logged_at_info(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,8 +10,6 @@ from gemma_serve.settings import Settings, SettingsError, fields, load_with_sour
 
 from .conftest import ROOT
 
-NO_FILE = {"env_file": None}
-
 
 def load(environ: dict[str, str] | None = None, **kwargs: object) -> Settings:
     return Settings.load(environ=environ or {}, **({"env_file": None} | kwargs))  # type: ignore[arg-type]
@@ -64,7 +62,7 @@ def test_lists_are_comma_lists() -> None:
     settings = load(
         {
             "GEMMA_SECURITY_ALLOWED_ORIGINS": "https://a.example, http://localhost:3000",
-            "GEMMA_MODEL_ALIASES": "gpt-4o-mini",
+            "GEMMA_MODEL_ALIASES": '["gpt-4o-mini"]',
         }
     )
     assert settings.security.allowed_origins == ("https://a.example", "http://localhost:3000")
@@ -109,6 +107,10 @@ def test_engine_values_get_the_type_that_vllm_wants() -> None:
         ({"GEMMA_SECURITY_API_KEY_REQUIRED": "true"}, "API keys are not built yet"),
         ({"GEMMA_SECURITY_RATE_LIMIT_PER_MINUTE": "5"}, "rate limits are not built yet"),
         ({"GEMMA_CACHE_ENABLED": "1"}, "the response cache is not built yet"),
+        ({"GEMMA_ENGINE_MAX_NUM_SEQS": "lots"}, "engine.max_num_seqs = 'lots' should be int"),
+        ({"GEMMA_ENGINE_ENFORCE_EAGER": "maybe"}, "should be bool"),
+        ({"GEMMA_ENGINE_KV_CACHE_DTYPE": "@x"}, "GEMMA_ENGINE_KV_CACHE_DTYPE, from environment"),
+        ({"GEMMA_MODEL_CHAT_TEMPLATE": "/nowhere.jinja"}, "not point to a file"),
         ({"GEMMA_CONFIG": "nowhere.yaml"}, "no such configuration file: nowhere.yaml; the presets are"),
         ({"GEMMA_SERVER": "x"}, "GEMMA_SERVER (environment): no such setting"),
     ],
@@ -117,6 +119,20 @@ def test_a_wrong_value_is_explained(environ: dict[str, str], sentence: str) -> N
     with pytest.raises(SettingsError) as caught:
         load(environ)
     assert sentence in str(caught.value)
+
+
+def test_an_empty_value_is_no_value(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("engine:\n# max_num_seqs: 5\n")
+    settings = load({"GEMMA_MODEL_MAX_LENGTH": "", "GEMMA_ENGINE_MAX_NUM_SEQS": ""}, config=config)
+    assert settings == load()
+
+
+def test_a_dotenv_that_is_not_text(tmp_path: Path) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_bytes(b"GEMMA_MODEL_NAME=\xff\xfe")
+    with pytest.raises(SettingsError, match="not UTF-8"):
+        load(env_file=dotenv)
 
 
 def test_every_problem_is_named_at_once() -> None:
@@ -135,6 +151,8 @@ def test_every_problem_is_named_at_once() -> None:
         ("server: {prot: 1}\n", "did you mean server.port?"),
         ("engine: {max_num_seq: 1}\n", "did you mean max_num_seqs?"),
         ("engine: 5\n", "engine"),
+        ("1: {a: b}\n", "is not a name"),
+        ("engine: {5: 1}\n", "is not a name"),
     ],
 )
 def test_a_wrong_file_is_explained(tmp_path: Path, text: str, sentence: str) -> None:

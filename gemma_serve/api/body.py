@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 from pydantic import ValidationError
@@ -51,7 +50,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidRequest(f"The request body must be a JSON object, not {_JSON_NAMES[type(body)]}.")
     # C code below the tokenizers takes NUL for the end of text. The search costs little next to parsing.
-    if b"\\u0000" in raw and (path := next(_nul_paths(body), None)) is not None:
+    if b"\\u0000" in raw and (path := _nul_path(body)) is not None:
         raise InvalidRequest(f"'{path}' holds a NUL character (U+0000); remove it.", param=path)
     return body
 
@@ -66,18 +65,41 @@ _JSON_NAMES = {
 }
 
 
-def _nul_paths(value: Any, path: str = "") -> Iterator[str]:
-    stack = [(value, path)]  # not recursive: 1,024 levels are allowed
+def _nul_path(body: dict[str, Any]) -> str | None:
+    """Where a NUL stands. Only the path that is told is built: one for each item could take any memory."""
+    stack: list[_Node] = [_Node(None, "", body)]
     while stack:
-        value, path = stack.pop()
-        if isinstance(value, str) and "\0" in value:
-            yield path
+        node = stack.pop()
+        value = node.value
+        if isinstance(value, str):
+            if "\0" in value:
+                return node.path()
         elif isinstance(value, dict):
             if any("\0" in key for key in value):
-                yield path or "body"
-            stack += [(item, f"{path}.{key}".lstrip(".")) for key, item in value.items()]
+                return node.path() or "body"
+            stack += [_Node(node, key, item) for key, item in value.items() if isinstance(item, _HOLDERS)]
         elif isinstance(value, list):
-            stack += [(item, f"{path}[{index}]") for index, item in enumerate(value)]
+            stack += [
+                _Node(node, index, item) for index, item in enumerate(value) if isinstance(item, _HOLDERS)
+            ]
+    return None
+
+
+_HOLDERS = (str, dict, list)
+
+
+class _Node(NamedTuple):
+    parent: _Node | None
+    key: int | str
+    value: Any
+
+    def path(self) -> str:
+        parts: list[int | str] = []
+        node: _Node | None = self
+        while node is not None and node.parent is not None:
+            parts.append(node.key)
+            node = node.parent
+        return field_path(tuple(reversed(parts)))
 
 
 def _explain(error: ValidationError) -> InvalidRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,8 @@ _SWAGGER = Path(__file__).parent.parent / "web" / "swagger"
 
 def request_schema(model: type[BaseModel]) -> dict[str, Any]:
     """`openapi_extra` of a route that reads its body itself, because FastAPI would read it twice."""
-    _bodies[model.__name__] = model
     reference = {"$ref": _REF.format(model=model.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
-
-
-_bodies: dict[str, type[BaseModel]] = {}
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -33,7 +30,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Error} for status in statuses}
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> None:
     """Serve `/openapi.json` with the request bodies' schemas, and `/docs`."""
 
     def openapi() -> dict[str, Any]:
@@ -42,10 +39,10 @@ def install(app: FastAPI) -> None:
                 title=app.title, version=app.version, description=app.description, routes=app.routes
             )
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            for name, model in _bodies.items():
+            for model in bodies:
                 schema = model.model_json_schema(ref_template=_REF)
                 schemas.update(schema.pop("$defs", {}))
-                schemas[name] = schema
+                schemas[model.__name__] = schema
             app.openapi_schema = document
         return app.openapi_schema
 

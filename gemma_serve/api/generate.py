@@ -39,6 +39,12 @@ _WITHOUT_EFFECT = frozenset(
 _NOT_SUPPORTED = {
     "chat_template": "a template runs code of its author, so only the operator sets it (model.chat_template)",
     "audio": "Gemma answers in text only",
+    "media_io_kwargs": "it changes what reading a file costs, so only the operator sets it",
+    "mm_payload": "it belongs to vLLM's render routes",
+    "mm_processor_kwargs": "it changes what reading an image costs, so only the operator sets it",
+    "return_mm_kwargs": "it belongs to vLLM's render routes",
+    "return_token_offsets": "it belongs to vLLM's render routes",
+    "routed_experts_prompt_start": "this server does not report experts",
     "function_call": "use 'tool_choice'",
     "functions": "use 'tools'",
     "suffix": "Gemma does not fill in the middle",
@@ -90,7 +96,10 @@ def _request(kind: Kind, body: dict[str, Any], models: Models) -> GenerationRequ
     record = current_request.get()
     if record is not None:
         record.model = model
-    passed = {name: value for name, value in body.items() if name not in _WITHOUT_EFFECT}
+    # A null is the same as nothing at OpenAI; vLLM refuses some.
+    passed = {
+        name: value for name, value in body.items() if value is not None and name not in _WITHOUT_EFFECT
+    }
     return GenerationRequest(kind, passed, record.id if record else uuid.uuid4().hex, model)
 
 
@@ -116,6 +125,13 @@ def _check_parameters(body: dict[str, Any], limits: LimitsSettings) -> None:
     if (n := body.get("n") or 1) > limits.max_n:
         raise InvalidRequest(
             f"'n' is {n}; at most {limits.max_n} answers at once.", param="n", code="invalid_value"
+        )
+    prompt = body.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+    if prompts * n > limits.max_sequences:
+        raise InvalidRequest(
+            f"{prompts} prompts times {n} answers are {prompts * n}; at most {limits.max_sequences} at once.",
+            param="prompt",
         )
     for name in ("top_logprobs", "logprobs", "prompt_logprobs"):
         value = body.get(name)

@@ -23,6 +23,16 @@ def router(health: Health) -> APIRouter:
         headers = {"Cache-Control": "no-store"} | ({} if health.ready() else {"Retry-After": "5"})
         return JSONResponse(health.summary(), 200 if health.ready() else 503, headers)
 
+    @routes.head("/health", include_in_schema=False)
+    @routes.head("/health/ready", include_in_schema=False)
+    async def head_ready() -> JSONResponse:
+        """Some load balancers probe with HEAD."""
+        return await ready()
+
+    @routes.head("/health/live", include_in_schema=False)
+    async def head_live() -> JSONResponse:
+        return await live()
+
     @routes.get("/health/live", summary="Is the process alive?", responses=responses)
     async def live() -> JSONResponse:
         """503 only when a restart would help."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..logs import current_request
 from ..models import Models
 from .body import parse_json, require_json
 from .docs import errors
-from .streaming import EVENT_STREAM_HEADERS, until_disconnect
+from .streaming import EVENT_STREAM_HEADERS, ClientDisconnected, until_disconnect
 
 # https://docs.anthropic.com/en/api/errors
 _ANTHROPIC_TYPES = {
@@ -35,7 +36,8 @@ class RelayedStream(Response):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await until_disconnect(receive, self._send(send))
+        with contextlib.suppress(ClientDisconnected):
+            await until_disconnect(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
         started = False

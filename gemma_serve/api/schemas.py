@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+T = TypeVar("T")
+# One fault is told: collecting those of a million items would take minutes and gigabytes.
+Many = Annotated[list[T], Field(fail_fast=True)]
 Token = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
@@ -18,7 +21,18 @@ class Schema(BaseModel):
     )
 
 
+def _at_most(most: int) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > most:
+            raise ValueError(f"should have at most {most} entries")
+        return value
+
+    return BeforeValidator(check)
+
+
 class StreamOptions(Schema):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
     include_usage: bool | None = None
     """Send a last chunk with the token counts."""
     continuous_usage_stats: bool | None = None
@@ -41,11 +55,14 @@ class ContentPart(Schema):
         "video_url",
     ]
     text: str | None = None
+    image_url: str | dict[str, Any] | None = None
 
     @model_validator(mode="after")
-    def _text_where_needed(self) -> Self:
+    def _what_the_type_needs(self) -> Self:
         if self.text is None and self.type.endswith("text"):
             raise ValueError("a text part needs 'text'")
+        if self.image_url is None and self.type in ("image_url", "input_image"):
+            raise ValueError("an image part needs 'image_url'")
         return self
 
 
@@ -79,10 +96,10 @@ class ResponseFormat(Schema):
 
 class Message(Schema):
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
+    content: str | Many[ContentPart] | None = None
     """Text, or parts such as `{"type": "text", "text": "…"}`."""
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Many[ToolCall] | None = None
     """Of an assistant's message: the calls it made."""
     tool_call_id: str | None = None
     """Of a tool's message: the call it answers."""
@@ -108,12 +125,12 @@ class GenerationBody(Schema):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]] | None, _at_most(1024)] = None
     """Token id → bias added to its logit."""
     seed: Int64 | None = None
     """Same seed, same request: same answer, as far as the engine's batching allows."""
-    stop: str | list[str] | None = None
-    """Where to end the answer; not part of it."""
+    stop: str | Annotated[list[str], Field(fail_fast=True, max_length=4)] | None = None
+    """Where to end the answer, up to four texts; not part of it."""
     user: str | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     """Sample among the k likeliest tokens; 0 or -1 for all (vLLM)."""
@@ -121,6 +138,7 @@ class GenerationBody(Schema):
     """Sample among tokens at least this likely, relative to the likeliest (vLLM)."""
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     min_tokens: Token | None = None
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
     ignore_eos: bool | None = None
     """Go on until the token limit (vLLM; for benchmarks)."""
     prompt_logprobs: int | None = None
@@ -142,7 +160,7 @@ class ChatCompletionBody(GenerationBody):
         }
     )
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
     max_tokens: Positive | None = None
     """Most tokens of the answer; by default what the context leaves."""
     max_completion_tokens: Positive | None = None
@@ -151,7 +169,7 @@ class ChatCompletionBody(GenerationBody):
     top_logprobs: Annotated[int, Field(ge=-1)] | None = None
     response_format: ResponseFormat | None = None
     """`{"type": "json_object"}`, or a `json_schema` the answer must follow."""
-    tools: list[Tool] | None = None
+    tools: Many[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
 
@@ -163,7 +181,7 @@ class CompletionBody(GenerationBody):
         }
     )
 
-    prompt: str | list[str] | list[Token] | list[list[Token]] | None = None
+    prompt: str | Many[str] | Many[Token] | Many[Many[Token]] | None = None
     """Text, several texts, token ids, or several lists of them."""
     max_tokens: Token | None = None
     """Most tokens of the answer; 16 by default, as at OpenAI."""

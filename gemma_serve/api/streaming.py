@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..engine.base import Delta, Kind, TokenStream
-from ..errors import ServeError
+from ..errors import ServeError, ShuttingDown
 from ..generation import RecordedStream
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,11 @@ EVENT_STREAM_HEADERS = [
 _DONE = b"data: [DONE]\n\n"
 
 
+def error_event(error: ServeError) -> bytes:
+    """How a stream that has begun ends when it fails."""
+    return b"data: " + orjson.dumps(error.body()) + b"\n\n"
+
+
 class ClientDisconnected(Exception):
     """The client has gone; nobody is left to answer."""
 
@@ -34,19 +39,22 @@ async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
     """Await `work`, but cancel it as soon as the client leaves. Raises `ClientDisconnected`.
 
     The request's body must have been read: what `receive` gives after it can only be the disconnect.
+    Raises `ShuttingDown` when the server cancels the request because the time to finish it has run out.
     """
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnect(receive))
     try:
         await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientDisconnected
+        if not task.done():
+            raise ClientDisconnected
+    except asyncio.CancelledError:
+        raise ShuttingDown("The server is shutting down and could not finish this answer.") from None
     finally:
         watcher.cancel()
         if not task.done():
             task.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)
+    return task.result()
 
 
 async def _disconnect(receive: Receive) -> None:
@@ -63,20 +71,27 @@ class EventStream(Response):
     def __init__(self, kind: Kind, stream: RecordedStream, body: dict[str, Any]) -> None:
         self.background = None  # FastAPI asks; nothing else of the base class is used
         self._stream = stream
+        self._started = False
         self._n = body.get("n") or 1
         self._include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
         self._render = ChunkWriter(kind, stream.tokens, self._include_usage)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await until_disconnect(receive, self._send(send))
+        try:
+            await until_disconnect(receive, self._send(send))
+        except ClientDisconnected:
+            pass
+        except ShuttingDown as error:
+            if not self._started:
+                raise
+            await send({"type": "http.response.body", "body": error_event(error), "more_body": False})
 
     async def _send(self, send: Send) -> None:
-        started = False
         try:
             async for deltas in self._stream:
                 chunks = b"".join(map(self._render.delta, deltas))
-                if not started:
-                    started = True
+                if not self._started:
+                    self._started = True
                     await send(
                         {"type": "http.response.start", "status": 200, "headers": EVENT_STREAM_HEADERS}
                     )
@@ -84,13 +99,13 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": chunks, "more_body": True})
             ending = (self._render.usage() if self._include_usage else b"") + _DONE
         except ServeError as error:
-            if not started:
+            if not self._started:
                 raise
             logger.warning("A stream ended early: %s", error.message)
-            ending = b"data: " + orjson.dumps(error.body()) + b"\n\n"
+            ending = error_event(error)
         finally:
             await self._stream.aclose()
-        if not started:
+        if not self._started:
             raise ServeError("The engine ended the answer without a token; the server's log says why.")
         await send({"type": "http.response.body", "body": ending, "more_body": False})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,7 +15,6 @@ class EngineState(StrEnum):
     READY = "ready"
     FAILED = "failed"
     DEAD = "dead"
-    DRAINING = "draining"
     STOPPED = "stopped"
 
 
@@ -24,20 +22,17 @@ _NOT_READY = {
     EngineState.LOADING: "The model is still loading",
     EngineState.FAILED: "The model could not be loaded",
     EngineState.DEAD: "The engine has stopped",
-    EngineState.DRAINING: "The server is shutting down",
     EngineState.STOPPED: "The server is shutting down",
 }
 
 
 class EngineStatus:
-    """The state of the engine and how it came to it; one object, shared by all who ask."""
+    """The state of the engine; one object, shared by all who ask."""
 
     def __init__(self) -> None:
         self.state = EngineState.LOADING
         self.phase = "starting"
-        self.since = time.time()
         self.error: str | None = None
-        self.history: list[tuple[float, EngineState, str]] = []
         self.on_change: Callable[[EngineStatus], None] = lambda status: None
 
     @property
@@ -51,8 +46,7 @@ class EngineStatus:
 
     def set(self, state: EngineState, phase: str = "", error: str | None = None) -> None:
         """Move on. `phase` is what a person reads while waiting: "importing vLLM", "loading weights"."""
-        self.state, self.phase, self.since, self.error = state, phase, time.time(), error
-        self.history = [*self.history[-49:], (self.since, state, phase)]
+        self.state, self.phase, self.error = state, phase, error
         self.on_change(self)
 
     def require_ready(self) -> None:

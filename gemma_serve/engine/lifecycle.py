@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _WATCH_SECONDS = 0.5
+_LOADER_SECONDS = 15
 
 
 class VLLMEngine:
@@ -114,7 +116,10 @@ class VLLMEngine:
             self._llm.shutdown(timeout=5)
         _end_children()
         # A loader that was about to start a process has started it by now; without it the loader ends soon.
-        while self._loader is not None and self._loader.is_alive() and self._spawning:
+        deadline = time.monotonic() + _LOADER_SECONDS
+        while self._spawning and self._loader is not None and self._loader.is_alive():
+            if time.monotonic() > deadline:
+                break
             self._loader.join(0.2)
             _end_children()
 

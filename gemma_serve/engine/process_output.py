@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import re
 import threading
@@ -11,32 +11,16 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-logger = logging.getLogger("gemma_serve.engine")
+from .. import logs
 
 _OURS = re.compile(rb'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - [A-Z]+ - |\{"time":"')
-_LINE_END = re.compile(rb"[\r\n]")
+_LINE_END = re.compile(rb"(\r|\n)")
+_LONGEST_LINE = 65536
 _PROGRESS_SECONDS = 1.0
-
 
 # An exception's last line, as vLLM's processes log it, and those that only point to another one.
 _EXCEPTION = re.compile(r"(?:^|\] |\\n|\")((?:\w+\.)*\w*(?:Error|Exception)): ((?:[^\"\\]|\\[^n])+)")
 _SECONDARY = re.compile(r"root cause|background process|stack trace")
-
-
-class EngineOutput:
-    """What the processes have said of their failures."""
-
-    def __init__(self) -> None:
-        self._exceptions: deque[str] = deque(maxlen=20)
-
-    def note(self, line: str) -> None:
-        for name, message in _EXCEPTION.findall(line):
-            if not _SECONDARY.search(message):
-                self._exceptions.append(f"{name}: {message.strip()}")
-
-    def root_cause(self) -> str | None:
-        """The last exception that does not merely report another."""
-        return self._exceptions[-1] if self._exceptions else None
 
 
 @contextmanager
@@ -44,37 +28,58 @@ def formatted_stderr() -> Iterator[EngineOutput]:
     """Processes started inside get a pipe for stderr: C++ warnings, progress bars, prints become log lines.
 
     This process has its own stderr back afterwards, so that what it says in a crash is not lost in the pipe.
+    Its log never goes through the pipe (`logs.configure`): whoever empties the pipe must not wait for it.
     """
     reader, writer = os.pipe()
     stderr = os.dup(2)
     os.dup2(writer, 2)
     os.close(writer)
-    output = EngineOutput()
-    arguments = (reader, stderr, output)
-    threading.Thread(target=_forward, args=arguments, name="engine-stderr", daemon=True).start()
+    output = EngineOutput(stderr)
+    threading.Thread(target=output.forward, args=(reader,), name="engine-stderr", daemon=True).start()
     try:
         yield output
     finally:
         os.dup2(stderr, 2)
 
 
-def _forward(reader: int, stderr: int, output: EngineOutput) -> None:
-    """Pass lines of our format on as they are and log the others, until the last process has ended."""
-    last_progress = 0.0
-    pending = b""
-    while data := os.read(reader, 65536):
-        pending += data
-        while end := _LINE_END.search(pending):
-            line, pending = pending[: end.start()].rstrip(), pending[end.end() :]
-            output.note(line.decode(errors="replace"))
-            if _OURS.match(line):
-                os.write(stderr, line + b"\n")
-                continue
-            if end[0] == b"\r":  # a progress bar paints itself anew many times a second
-                if time.monotonic() - last_progress < _PROGRESS_SECONDS:
-                    continue
-                last_progress = time.monotonic()
-            if line:
-                logger.info("[engine] %s", line.decode(errors="replace"))
-    os.close(reader)
-    os.close(stderr)
+class EngineOutput:
+    """Passes lines on to the file descriptor `stderr`, and remembers what failed."""
+
+    def __init__(self, stderr: int) -> None:
+        self._stderr = stderr
+        self._exceptions: deque[str] = deque(maxlen=20)
+        self._last_progress = 0.0
+
+    def forward(self, reader: int) -> None:
+        """Read until the last process has ended, whatever happens to our own stderr."""
+        pending = b""
+        while data := os.read(reader, _LONGEST_LINE):
+            *complete, pending = _LINE_END.split(pending + data)
+            for line, end in zip(complete[::2], complete[1::2], strict=True):
+                self._pass_on(line.rstrip(), end)
+            if len(pending) > _LONGEST_LINE:
+                self._pass_on(pending, b"\n")
+                pending = b""
+        self._pass_on(pending.rstrip(), b"\n")
+        os.close(reader)
+        os.close(self._stderr)
+
+    def _pass_on(self, line: bytes, end: bytes) -> None:
+        if not line:
+            return
+        text = line.decode(errors="replace")
+        for name, message in _EXCEPTION.findall(text):
+            if not _SECONDARY.search(message):
+                self._exceptions.append(f"{name}: {message.strip()}")
+        if not _OURS.match(line):
+            if end == b"\r":  # a progress bar paints itself anew many times a second
+                if time.monotonic() - self._last_progress < _PROGRESS_SECONDS:
+                    return
+                self._last_progress = time.monotonic()
+            line = logs.format_line("gemma_serve.engine", f"[engine] {text}").encode(errors="replace")
+        with contextlib.suppress(OSError):  # whoever read our log has gone; the engine goes on
+            os.write(self._stderr, line + b"\n")
+
+    def root_cause(self) -> str | None:
+        """The last exception that does not merely report another."""
+        return self._exceptions[-1] if self._exceptions else None

@@ -18,22 +18,19 @@ from .base import EngineState, EngineStatus
 
 
 class Supervisor(EngineClient):  # type: ignore[misc]
-    """Admits requests while the engine is ready, counts them, and notices when it dies."""
+    """Admits requests while the engine is ready, aborts them when they are left, notices when it dies."""
 
     def __init__(self, llm: AsyncLLM, status: EngineStatus) -> None:
         self._llm = llm
         self._status = status
-        self.in_flight = 0
 
     async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
         self._status.require_ready()
         outputs = self._llm.generate(*args, **kwargs)
-        self.in_flight += 1
         try:
             async for output in outputs:
                 yield output
         finally:
-            self.in_flight -= 1
             await outputs.aclose()  # aborts the request unless it has finished
             self.notice_death()
 

@@ -20,9 +20,11 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.utils.request_logger import RequestLogger
+from vllm.exceptions import GenerationError
 from vllm.platforms import current_platform
-from vllm.renderers.chat_utils import load_chat_template
+from vllm.reasoning import ReasoningParserManager
 from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.tool_parsers import ToolParserManager
 from vllm.transformers_utils.config import get_config
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -35,7 +37,13 @@ from .greedy import RepeatedStream, copies, repeat_answer
 from .relay import Relay
 from .supervisor import Supervisor
 from .vllm_errors import map_error, mapped_errors, raise_for_error
-from .vllm_serving import ChatServing, CompletionServing, chat_answer, completion_answer
+from .vllm_serving import (
+    ChatServing,
+    CompletionServing,
+    chat_answer,
+    completion_answer,
+    generation_failed,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +69,7 @@ def engine_arguments(settings: Settings) -> dict[str, Any]:
     """Keyword arguments of `AsyncEngineArgs`; what `engine:` sets wins over what is derived here."""
     model, performance = settings.model, settings.performance
     _check_device(performance.device)
+    _check_parsers(settings)
     values: dict[str, Any] = {
         "model": _model_path(settings),
         "served_model_name": [model.id, *model.aliases],
@@ -69,15 +78,17 @@ def engine_arguments(settings: Settings) -> dict[str, Any]:
         "logging_config": LoggingConfig(pylogging_config_file=str(_LOGGING)),
         "max_logprobs": settings.limits.max_logprobs,
     }
-    if model.temperature is not None:
-        values["override_generation_config"] = {"temperature": model.temperature}
     if (
         parser := _chosen(model.reasoning_parser, family_of(_model_type(settings)).reasoning_parser)
     ) is not None:
         values["reasoning_parser"] = parser
     if current_platform.is_cpu():
         values |= _cpu_defaults(settings.engine)
-    return values | settings.engine
+    values |= settings.engine
+    if model.temperature is not None:
+        overridden = settings.engine.get("override_generation_config") or {}
+        values["override_generation_config"] = {"temperature": model.temperature, **overridden}
+    return values
 
 
 def _model_path(settings: Settings) -> str:
@@ -98,6 +109,18 @@ def _dtype(settings: Settings) -> str:
     if dtype != wanted:
         logger.warning("%s overflows %s; using %s in its place", family.name, wanted, dtype)
     return dtype
+
+
+def _check_parsers(settings: Settings) -> None:
+    """Before the weights are loaded, which takes minutes."""
+    for name, setting, known in (
+        ("tool_parser", settings.model.tool_parser, ToolParserManager.list_registered()),
+        ("reasoning_parser", settings.model.reasoning_parser, ReasoningParserManager.list_registered()),
+    ):
+        if setting not in ("auto", "none", *known):
+            near = difflib.get_close_matches(setting, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(known))}"
+            raise StartupError(f"model.{name} = {setting!r}: vLLM has no such parser{hint}")
 
 
 def _chosen(setting: str, of_family: str | None) -> str | None:
@@ -142,7 +165,9 @@ class VLLMServing:
         request_logger = RequestLogger(max_log_len=None) if settings.log.prompts else None
         shared: dict[str, Any] = {
             "request_logger": request_logger,
-            "chat_template": load_chat_template(model.chat_template) or template_text(family),
+            "chat_template": model.chat_template.read_text()
+            if model.chat_template
+            else template_text(family),
             "chat_template_content_format": "auto",
             "trust_request_chat_template": False,  # a template runs code of its author: CVE-2025-62426
             "enable_auto_tools": tool_parser is not None,
@@ -193,7 +218,9 @@ class VLLMServing:
         try:
             return await self._call(request)
         except Exception as error:
-            mapped = map_error(error)
+            constrained = bool(request.body.get("structured_outputs") or request.body.get("response_format"))
+            failed = isinstance(error, GenerationError)
+            mapped = generation_failed(constrained) if failed else map_error(error)
             if isinstance(mapped, ContextLengthExceeded):
                 mapped.param = "messages" if request.kind == "chat" else "prompt"
             raise mapped from error
@@ -215,6 +242,17 @@ class VLLMServing:
                 "'priority' has no effect here: the server runs with engine.scheduling_policy=fcfs.",
                 param="priority",
             )
+        config = self.supervisor.vllm_config
+        for name, transfer in (
+            ("kv_transfer_params", config.kv_transfer_config),
+            ("ec_transfer_params", config.ec_transfer_config),
+        ):
+            if body.get(name) and transfer is None:
+                raise InvalidRequest(
+                    f"{name!r} has no effect here: engine.{name[:11]}_config is not set.", param=name
+                )
+        for name in {"kv_transfer_params", "ec_transfer_params"} & (body.get("vllm_xargs") or {}).keys():
+            raise InvalidRequest(f"'vllm_xargs' must not hold {name!r}.", param="vllm_xargs")
         if body.get("reasoning_effort") not in (None, "none") and not self._reasons:
             raise InvalidRequest(
                 "'reasoning_effort' has no effect here: this model does not reason, or the server runs "
@@ -228,7 +266,7 @@ R = TypeVar("R", ChatCompletionRequest, CompletionRequest)
 
 def _validated(model: type[R], body: dict[str, Any]) -> R:
     """vLLM's request object. A misspelt parameter, which vLLM would ignore, is refused."""
-    for name in body.keys() - model.model_fields.keys():
+    for name in sorted(body.keys() - model.model_fields.keys()):
         near = difflib.get_close_matches(name, model.model_fields, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise InvalidRequest(

@@ -61,7 +61,8 @@ def map_error(error: BaseException) -> ServeError:
         return map_error(error.__cause__)
     if isinstance(error, pydantic.ValidationError):
         return _validation_error(error)
-    message = _readable(str(error.args[0]) if error.args else str(error))
+    # VLLMValidationError's str() adds parameter and value; OverflowError's first argument is a number.
+    message = _readable(error.args[0] if error.args and isinstance(error.args[0], str) else str(error))
     match error:
         case EngineDeadError():
             return EngineDied("The engine stopped while it worked on this request. Try again shortly.")
@@ -124,6 +125,8 @@ def _by_status(status: int, message: str, param: str | None) -> ServeError:
         return Overloaded(message)
     if status == 400:
         return _client_fault(message, param)
+    if status >= 500:
+        logger.error("The engine answered %d: %s", status, message)
     return BY_STATUS.get(status, ServeError)(message, param=param)
 
 

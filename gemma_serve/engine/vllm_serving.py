@@ -7,9 +7,10 @@ engine outputs into SSE text: plain text goes straight from the engine's output 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
@@ -19,9 +20,12 @@ from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse, UsageInfo
 from vllm.outputs import RequestOutput
 
-from ..errors import ServeError
+from ..errors import InvalidRequest, ServeError
 from .base import Delta, Usage
-from .vllm_errors import mapped_errors, raise_for_error
+from .vllm_errors import map_error, mapped_errors, raise_for_error
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class ChatServing(OpenAIServingChat):  # type: ignore[misc]
@@ -38,12 +42,13 @@ class ChatServing(OpenAIServingChat):  # type: ignore[misc]
         parsed = parser is not None and (request.tools or parser.reasoning_parser_cls is not None)
         plain = not (parsed or request.logprobs or request.echo or _wants_details(request))
         if plain:
-            stream: Stream = PlainStream(_numbered(result_generator), request.n or 1)
+            stream: Stream = PlainStream(_numbered(result_generator), request.n or 1, _constrained(request))
         else:
+            failure = Failure()
             chunks = super().chat_completion_stream_generator(
-                request, result_generator, request_id, model_name, *args, **kwargs
+                request, failure.kept(result_generator), request_id, model_name, *args, **kwargs
             )
-            stream = ChunkStream(chunks, result_generator, _metadata(args, kwargs))
+            stream = ChunkStream(chunks, result_generator, _metadata(args, kwargs), failure)
         stream.id, stream.model, stream.fingerprint = request_id, model_name, self.system_fingerprint
         return stream
 
@@ -62,22 +67,33 @@ class CompletionServing(OpenAIServingCompletion):  # type: ignore[misc]
     ) -> Stream:
         plain = request.logprobs is None and not (request.echo or _wants_details(request))
         if plain:
-            stream: Stream = PlainStream(result_generator, request.n or 1)
+            stream: Stream = PlainStream(result_generator, request.n or 1, _constrained(request))
         else:
+            failure = Failure()
+            results = failure.kept(result_generator)
             chunks = super().completion_stream_generator(
-                request,
-                engine_inputs,
-                result_generator,
-                request_id,
-                created_time,
-                model_name,
-                *args,
-                **kwargs,
+                request, engine_inputs, results, request_id, created_time, model_name, *args, **kwargs
             )
-            stream = ChunkStream(chunks, result_generator, _metadata(args, kwargs))
+            stream = ChunkStream(chunks, result_generator, _metadata(args, kwargs), failure)
         stream.id, stream.model, stream.fingerprint = request_id, model_name, self.system_fingerprint
         stream.created = created_time
         return stream
+
+
+def _constrained(request: ChatCompletionRequest | CompletionRequest) -> bool:
+    return request.structured_outputs is not None or request.response_format is not None
+
+
+def generation_failed(constrained: bool) -> ServeError:
+    """vLLM ends a request with "error", without a reason; with a grammar the grammar is at fault."""
+    if constrained:
+        return InvalidRequest(
+            "The engine could not follow the grammar or schema of this request: nothing matches it, or not "
+            "within the answer's length.",
+            param="structured_outputs",
+        )
+    logger.error("The engine ended a request with an error; its own lines above say why")
+    return ServeError("The engine failed on this request; the server's log says why.")
 
 
 def _wants_details(request: ChatCompletionRequest | CompletionRequest) -> bool:
@@ -124,9 +140,12 @@ class Stream:
 class PlainStream(Stream):
     """Text and finish reasons, straight from the engine's outputs."""
 
-    def __init__(self, results: AsyncGenerator[tuple[int, RequestOutput], None], n: int) -> None:
+    def __init__(
+        self, results: AsyncGenerator[tuple[int, RequestOutput], None], n: int, constrained: bool
+    ) -> None:
         super().__init__(results)
         self._n = n
+        self._constrained = constrained
 
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
         usage, n = self.usage, self._n
@@ -142,7 +161,7 @@ class PlainStream(Stream):
                     usage.completion_tokens += len(output.token_ids)
                     reason = output.finish_reason
                     if reason == "error":
-                        raise ServeError("The engine failed on this request; the server's log says why.")
+                        raise generation_failed(self._constrained)
                     if not output.text and reason is None:
                         continue  # half a character, or a prefill step
                     stop = None if output.stop_reason is None else {"stop_reason": output.stop_reason}
@@ -151,15 +170,36 @@ class PlainStream(Stream):
                     yield deltas
 
 
+class Failure:
+    """What went wrong below vLLM's generator, which tells it to the client in words of its own."""
+
+    error: BaseException | None = None
+
+    async def kept(self, results: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        try:
+            async for result in results:
+                yield result
+        except Exception as error:
+            self.error = error
+            raise
+        finally:
+            await results.aclose()
+
+
 class ChunkStream(Stream):
     """Whatever vLLM's own generator streams, read back from its SSE text."""
 
     def __init__(
-        self, chunks: AsyncGenerator[str, None], results: AsyncGenerator[Any, None], metadata: Any
+        self,
+        chunks: AsyncGenerator[str, None],
+        results: AsyncGenerator[Any, None],
+        metadata: Any,
+        failure: Failure,
     ) -> None:
         super().__init__(chunks)
         self._results = results
         self._request_metadata = metadata
+        self._failure = failure
 
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
         async for event in self._source:
@@ -168,6 +208,8 @@ class ChunkStream(Stream):
                 break
             chunk = orjson.loads(data)
             if "error" in chunk:
+                if self._failure.error is not None:
+                    raise map_error(self._failure.error)
                 raise_for_error(ErrorResponse(**chunk))
             extra = {key: value for key, value in chunk.items() if key not in _CONSTANT and value is not None}
             # Our writer says who speaks; vLLM's chunk for that is of use only for what it carries besides.

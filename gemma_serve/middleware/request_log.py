@@ -15,6 +15,7 @@ logger = logging.getLogger("gemma_serve.request")
 
 # What may stand in a header, a log line and a file name alike; anything else is replaced by an id of ours.
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._~:@/+=-]{1,128}")
+_REFUSED = 403  # what a WebSocket's client gets when it is closed before it was accepted
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before the answer
 _PROBED = ("/health", "/metrics")  # asked every few seconds; at INFO they would drown the rest
 
@@ -33,15 +34,17 @@ class RequestLog:
         record = RequestRecord(_request_id(scope))
         token = current_request.set(record)
         status = _CLIENT_CLOSED_REQUEST
-        finished = False
+        accepted = finished = False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status, finished
+            nonlocal status, accepted, finished
             if message["type"] in ("http.response.start", "websocket.accept"):
-                status = message.get("status", 101)
+                status, accepted = message.get("status", 101), True
                 headers = [*message.get("headers", []), (b"x-request-id", record.id.encode())]
                 message = {**message, "headers": headers}
-            elif message["type"] in ("http.response.body", "websocket.close"):
+            elif message["type"] == "websocket.close":
+                status, finished = (status if accepted else _REFUSED), True
+            elif message["type"] == "http.response.body":
                 finished = not message.get("more_body", False)
             await send(message)
 
@@ -57,7 +60,7 @@ class RequestLog:
         if not logger.isEnabledFor(level):
             return
         client = (scope.get("client") or ("-",))[0]
-        method, path = scope.get("method", "WEBSOCKET"), _printable(scope["path"])
+        method, path = scope.get("method", "WEBSOCKET"), _printable(scope)
         logger.log(
             level,
             "%s %s - %s - %d - %.3fs",
@@ -88,6 +91,7 @@ def _request_id(scope: Scope) -> str:
     return uuid.uuid4().hex
 
 
-def _printable(path: str) -> str:
-    """A path cannot forge a log line or drive a terminal."""
-    return path if path.isprintable() and len(path) <= 500 else ascii(path)[1:-1][:500]
+def _printable(scope: Scope) -> str:
+    """The path as it was sent, percent-encoded: decoded, it could forge a log line or drive a terminal."""
+    raw = scope.get("raw_path") or scope["path"].encode()
+    return ascii(raw.decode("latin-1"))[1:-1][:500]
