@@ -14,13 +14,13 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
-from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from gemma_serve import engine_fields
 from gemma_serve.engine.supervisor import Supervisor
 from gemma_serve.engine.vllm_errors import map_error, raise_for_error
+from gemma_serve.engine.vllm_names import ErrorInfo, ErrorResponse
 from gemma_serve.engine.vllm_serving import ChatServing, CompletionServing
 from gemma_serve.errors import InvalidRequest, ModelNotFound, ServeError, Unavailable
 

@@ -72,6 +72,7 @@ class VLLMEngine:
 
     def _load(self) -> None:
         self._phase("importing vLLM")
+        os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).with_name("logging.json"))
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # no phoning home unless the operator wants it
         if self._settings.engine.get("enforce_eager") and _is_cpu_build():
             # vLLM compiles some sampling code even so: importing the compiler costs seconds in each process,

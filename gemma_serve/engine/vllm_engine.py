@@ -8,19 +8,16 @@ import functools
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 import torch
-from vllm.config.logging import LoggingConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.utils.request_logger import RequestLogger
-from vllm.exceptions import GenerationError
 from vllm.platforms import current_platform
 from vllm.reasoning import ReasoningParserManager
 from vllm.renderers.online_renderer import OnlineRenderer
@@ -37,6 +34,7 @@ from .greedy import RepeatedStream, copies, repeat_answer
 from .relay import Relay
 from .supervisor import Supervisor
 from .vllm_errors import map_error, mapped_errors, raise_for_error
+from .vllm_names import GenerationError
 from .vllm_serving import (
     ChatServing,
     CompletionServing,
@@ -48,7 +46,6 @@ from .vllm_serving import (
 logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
-_LOGGING = Path(__file__).with_name("logging.json")
 
 
 def prepare_llm(settings: Settings, set_phase: Callable[[str], None]) -> Callable[[], AsyncLLM]:
@@ -75,7 +72,6 @@ def engine_arguments(settings: Settings) -> dict[str, Any]:
         "served_model_name": [model.id, *model.aliases],
         "dtype": _dtype(settings),
         "max_model_len": model.max_length,
-        "logging_config": LoggingConfig(pylogging_config_file=str(_LOGGING)),
         "max_logprobs": settings.limits.max_logprobs,
     }
     if (

@@ -11,8 +11,6 @@ from typing import Any
 
 import pydantic
 from jinja2 import TemplateError
-from vllm import exceptions as vllm_exceptions
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from ..engine_fields import ENGINE_FIELDS
@@ -29,13 +27,10 @@ from ..errors import (
     Unprocessable,
     field_path,
 )
+from . import vllm_names
+from .vllm_names import ErrorResponse, sanitize_message
 
 logger = logging.getLogger(__name__)
-
-try:
-    from vllm.entrypoints.serve.exception_handling.utils import sanitize_message
-except ImportError:  # vLLM 0.26
-    from vllm.entrypoints.utils import sanitize_message
 
 # vLLM raises these for what a client sent until all its checks have moved to VLLMClientError (its own
 # create_error_response says so), so they are the client's fault here too.
@@ -66,17 +61,17 @@ def map_error(error: BaseException) -> ServeError:
     match error:
         case EngineDeadError():
             return EngineDied("The engine stopped while it worked on this request. Try again shortly.")
-        case vllm_exceptions.GracefulHTTPError():
+        case vllm_names.GracefulHTTPError():
             return _by_status(int(error.http_status), message, None)
-        case vllm_exceptions.VLLMUnprocessableEntityError():
+        case vllm_names.VLLMUnprocessableEntityError():
             return Unprocessable(message, param=error.parameter)
-        case vllm_exceptions.VLLMNotFoundError():
+        case vllm_names.VLLMNotFoundError():
             return NotFound(message)
-        case vllm_exceptions.VLLMValidationError():
+        case vllm_names.VLLMValidationError():
             return _client_fault(message, error.parameter)
-        case vllm_exceptions.VLLMClientError():
+        case vllm_names.VLLMClientError():
             return _client_fault(message, None)
-        case vllm_exceptions.RetryableRequestError():
+        case vllm_names.RetryableRequestError():
             return Overloaded(message)
         case NotImplementedError():
             return NotImplementedHere(message)
@@ -147,7 +142,7 @@ def _validation_error(error: pydantic.ValidationError) -> InvalidRequest:
     """The first fault, which is the one to mend first, with the path of the field."""
     fault = error.errors(include_url=False, include_context=True)[0]
     cause = (fault.get("ctx") or {}).get("error")
-    if isinstance(cause, vllm_exceptions.VLLMClientError):
+    if isinstance(cause, vllm_names.VLLMClientError):
         mapped = map_error(cause)
         if isinstance(mapped, InvalidRequest):
             return mapped

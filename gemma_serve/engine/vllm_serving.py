@@ -17,12 +17,12 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse, UsageInfo
 from vllm.outputs import RequestOutput
 
 from ..errors import InvalidRequest, ServeError
 from .base import Delta, Usage
 from .vllm_errors import map_error, mapped_errors, raise_for_error
+from .vllm_names import ErrorResponse, UsageInfo
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
