@@ -83,6 +83,26 @@ def test_a_stream_is_sent_while_it_is_written(http: httpx.Client) -> None:
     assert pieces[-1].endswith(b"data: [DONE]\n\n")
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_plain_text_and_json_lines(http: httpx.Client, path: str) -> None:
+    body: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
+    body |= {"messages": HELLO} if "chat" in path else {"prompt": "Once"}
+    choice = http.post(path, json=body).json()["choices"][0]
+    whole = choice["message"]["content"] if "chat" in path else choice["text"]
+    text = http.post(path, json=body, headers={"accept": "text/plain"})
+    assert text.headers["content-type"] == "text/plain; charset=utf-8"
+    assert text.text == whole
+    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    lines = http.post(path, json=body | usage, headers={"accept": "application/x-ndjson"})
+    assert lines.headers["content-type"] == "application/x-ndjson"
+    chunks = [json.loads(line) for line in lines.text.splitlines()]
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    assert "".join(c.get("text") or c.get("delta", {}).get("content") or "" for c in choices) == whole
+    assert chunks[-1]["usage"]["completion_tokens"] > 0
+    several = http.post(path, json=body | {"n": 2, "temperature": 1}, headers={"accept": "text/plain"})
+    assert several.status_code == 400
+
+
 def test_every_event_is_one_json_line(http: httpx.Client) -> None:
     body = {"messages": HELLO, "max_tokens": 16, "stream": True}
     text = http.post("/v1/chat/completions", json=body).text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from fastapi import APIRouter, Request
@@ -18,7 +18,7 @@ from ..settings import LimitsSettings
 from .body import read_body
 from .docs import errors, request_schema
 from .schemas import ChatCompletion, ChatCompletionBody, Completion, CompletionBody, GenerationBody
-from .streaming import EventStream, until_disconnect
+from .streaming import ChunkWriter, GenerationStream, TextWriter, until_disconnect
 
 # OpenAI's parameters that cannot change Gemma's answer, accepted and dropped. `store` and `metadata` keep an
 # answer in OpenAI's dashboard, `service_tier`, `prediction` and `prompt_cache_*` buy speed there.
@@ -61,8 +61,21 @@ def router(generator: Generator, engine: Engine, models: Models, limits: LimitsS
         body, checked = await read_body(request, schema)
         _check_parameters(body, limits)
         work = _request(kind, body, models)
-        if checked.stream:
-            return EventStream(kind, await generator.stream(work), body)
+        form = _stream_form(request)
+        if form == "text" and (checked.n or 1) > 1:
+            raise InvalidRequest(
+                "'n' must be 1 for plain text, which cannot tell the answers apart.", param="n"
+            )
+        if checked.stream or form != "events":
+            work.body["stream"] = True
+            stream = await generator.stream(work)
+            usage = bool((body.get("stream_options") or {}).get("include_usage"))
+            writer = (
+                TextWriter()
+                if form == "text"
+                else ChunkWriter(kind, stream.tokens, usage, json_lines=form == "lines")
+            )
+            return GenerationStream(stream, writer, checked.n or 1)
         answer = await until_disconnect(request.receive, generator.complete(work))
         return Response(orjson.dumps(answer), media_type="application/json")
 
@@ -89,6 +102,12 @@ def router(generator: Generator, engine: Engine, models: Models, limits: LimitsS
         return await generate("completion", request, CompletionBody)
 
     return routes
+
+
+def _stream_form(request: Request) -> Literal["events", "text", "lines"]:
+    """What the client would rather read than JSON or events, by its `Accept`."""
+    first = request.headers.get("accept", "").partition(",")[0].partition(";")[0].strip().lower()
+    return {"text/plain": "text", "application/x-ndjson": "lines"}.get(first, "events")  # type: ignore[return-value]
 
 
 def _request(kind: Kind, body: dict[str, Any], models: Models) -> GenerationRequest:

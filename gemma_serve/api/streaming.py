@@ -1,11 +1,11 @@
-"""Server-sent events written straight from deltas: the parts that never change are rendered once a stream."""
+"""Streams written straight from deltas: the parts that never change are rendered once a stream."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from starlette.responses import Response
@@ -18,17 +18,16 @@ from ..generation import RecordedStream
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-EVENT_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would hold tokens back
-]
-_DONE = b"data: [DONE]\n\n"
+
+def stream_headers(content_type: bytes) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"content-type", content_type),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),  # nginx would hold tokens back
+    ]
 
 
-def error_event(error: ServeError) -> bytes:
-    """How a stream that has begun ends when it fails."""
-    return b"data: " + orjson.dumps(error.body()) + b"\n\n"
+EVENT_STREAM_HEADERS = stream_headers(b"text/event-stream; charset=utf-8")
 
 
 class ClientDisconnected(Exception):
@@ -62,19 +61,18 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-class EventStream(Response):
-    """A response that sends a generation as OpenAI's chunks.
+class GenerationStream(Response):
+    """A response that sends a generation as it comes, in the form of `writer`.
 
     The status is sent with the first tokens, so that what fails before them has an HTTP status of its own.
     """
 
-    def __init__(self, kind: Kind, stream: RecordedStream, body: dict[str, Any]) -> None:
+    def __init__(self, stream: RecordedStream, writer: Writer, n: int) -> None:
         self.background = None  # FastAPI asks; nothing else of the base class is used
         self._stream = stream
         self._started = False
-        self._n = body.get("n") or 1
-        self._include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-        self._render = ChunkWriter(kind, stream.tokens, self._include_usage)
+        self._writer = writer
+        self._n = n
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -84,25 +82,25 @@ class EventStream(Response):
         except ShuttingDown as error:
             if not self._started:
                 raise
-            await send({"type": "http.response.body", "body": error_event(error), "more_body": False})
+            await send({"type": "http.response.body", "body": self._writer.error(error), "more_body": False})
 
     async def _send(self, send: Send) -> None:
         try:
             async for deltas in self._stream:
-                chunks = b"".join(map(self._render.delta, deltas))
+                chunks = b"".join(map(self._writer.delta, deltas))
                 if not self._started:
                     self._started = True
                     await send(
-                        {"type": "http.response.start", "status": 200, "headers": EVENT_STREAM_HEADERS}
+                        {"type": "http.response.start", "status": 200, "headers": self._writer.headers}
                     )
-                    chunks = self._render.opening(self._n) + chunks
+                    chunks = self._writer.opening(self._n) + chunks
                 await send({"type": "http.response.body", "body": chunks, "more_body": True})
-            ending = (self._render.usage() if self._include_usage else b"") + _DONE
+            ending = self._writer.ending()
         except ServeError as error:
             if not self._started:
                 raise
             logger.warning("A stream ended early: %s", error.message)
-            ending = error_event(error)
+            ending = self._writer.error(error)
         finally:
             await self._stream.aclose()
         if not self._started:
@@ -110,10 +108,51 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": ending, "more_body": False})
 
 
-class ChunkWriter:
-    """Renders the deltas of one stream as `data: {…}` events."""
+class Writer(Protocol):
+    """Renders one stream."""
 
-    def __init__(self, kind: Kind, stream: TokenStream, include_usage: bool) -> None:
+    headers: list[tuple[bytes, bytes]]
+
+    def opening(self, n: int) -> bytes: ...
+
+    def delta(self, delta: Delta) -> bytes: ...
+
+    def ending(self) -> bytes: ...
+
+    def error(self, error: ServeError) -> bytes:
+        """How a stream that has begun ends when it fails."""
+        ...
+
+
+class TextWriter:
+    """The bare text, for who reads it in a terminal."""
+
+    headers = stream_headers(b"text/plain; charset=utf-8")
+
+    def opening(self, n: int) -> bytes:
+        return b""
+
+    def delta(self, delta: Delta) -> bytes:
+        return (delta.text or (delta.delta or {}).get("content") or "").encode()
+
+    def ending(self) -> bytes:
+        return b""
+
+    def error(self, error: ServeError) -> bytes:
+        return f"\n[error: {error.message}]\n".encode()
+
+
+class ChunkWriter:
+    """OpenAI's chunks, as server-sent events (`data: {…}`) or one JSON object a line."""
+
+    def __init__(
+        self, kind: Kind, stream: TokenStream, include_usage: bool, *, json_lines: bool = False
+    ) -> None:
+        self.headers = stream_headers(b"application/x-ndjson") if json_lines else EVENT_STREAM_HEADERS
+        start, end = (b"", b"\n") if json_lines else (b"data: ", b"\n\n")
+        self._start, self._end = start, end
+        self._done = b"" if json_lines else b"data: [DONE]\n\n"
+        self._include_usage = include_usage
         self._chat = kind == "chat"
         self._stream = stream
         constant = {
@@ -123,10 +162,10 @@ class ChunkWriter:
             "model": stream.model,
             "system_fingerprint": stream.fingerprint,
         }
-        self._head = b"data: " + orjson.dumps(constant)[:-1]
+        self._head = start + orjson.dumps(constant)[:-1]
         # OpenAI sends a null usage with every chunk but the last when it was asked for.
         self._usage = b',"usage":null' if include_usage else b""
-        self._tail = b"]" + self._usage + b"}\n\n"
+        self._tail = b"]" + self._usage + b"}" + end
         self._choice = self._head + b',"choices":[{"index":'
 
     def opening(self, n: int) -> bytes:
@@ -176,8 +215,16 @@ class ChunkWriter:
         extra = delta.extra or {}
         usage = b"" if "usage" in extra else self._usage
         more = b"," + orjson.dumps(extra)[1:-1] if extra else b""
-        return b"".join((self._head, b',"choices":[', orjson.dumps(choice), b"]", usage, more, b"}\n\n"))
+        return b"".join(
+            (self._head, b',"choices":[', orjson.dumps(choice), b"]", usage, more, b"}", self._end)
+        )
 
-    def usage(self) -> bytes:
-        """The last chunk, when the client asked for token counts."""
-        return self._head + b',"choices":[],"usage":' + orjson.dumps(self._stream.usage.body()) + b"}\n\n"
+    def ending(self) -> bytes:
+        """The last chunk has the token counts, when the client asked for them."""
+        if not self._include_usage:
+            return self._done
+        counts = orjson.dumps(self._stream.usage.body())
+        return b"".join((self._head, b',"choices":[],"usage":', counts, b"}", self._end, self._done))
+
+    def error(self, error: ServeError) -> bytes:
+        return self._start + orjson.dumps(error.body()) + self._end
