@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import socket
+import tempfile
 import time
+from pathlib import Path
 
 import httpx
 import psutil
@@ -18,6 +20,10 @@ HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
 def descendants(server: ServerProcess) -> list[psutil.Process]:
     return list(psutil.Process(server.process.pid).children(recursive=True))
+
+
+def leftovers() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("gemma-serve-*"))
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -84,6 +90,7 @@ def test_a_taken_port_is_named() -> None:
 
 @pytest.mark.slow
 async def test_json_logs_and_the_death_of_the_engine() -> None:
+    before = leftovers()
     server = start_server("--config", "demo", "--log-format", "json")
     try:
         server.wait_ready()
@@ -98,6 +105,7 @@ async def test_json_logs_and_the_death_of_the_engine() -> None:
         engine.kill()
         assert server.wait(30) == 1
         await until(lambda: gone(children))
+        assert leftovers() <= before
     finally:
         server.end()
     entries = [json.loads(line) for line in server.log]

@@ -8,6 +8,8 @@ import importlib.metadata
 import logging
 import os
 import re
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -33,6 +35,7 @@ T = TypeVar("T")
 
 _WATCH_SECONDS = 0.5
 _LOADER_SECONDS = 15
+_SOCKET_NAME, _LONGEST_SOCKET_PATH = 37, 107  # a slash and a UUID; sun_path of unix(7)
 
 
 class VLLMEngine:
@@ -46,6 +49,7 @@ class VLLMEngine:
         self._task: asyncio.Task[None] | None = None
         self._loader: threading.Thread | None = None
         self._spawning = False
+        self._sockets: str | None = None
         self._stopping = False
 
     async def start(self) -> None:
@@ -73,6 +77,11 @@ class VLLMEngine:
     def _load(self) -> None:
         self._phase("importing vLLM")
         os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).with_name("logging.json"))
+        self._sockets = tempfile.mkdtemp(prefix="gemma-serve-")
+        if len(self._sockets) + _SOCKET_NAME <= _LONGEST_SOCKET_PATH:
+            os.environ["VLLM_RPC_BASE_PATH"] = (
+                self._sockets
+            )  # vLLM leaves its sockets behind; `stop` does not
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # no phoning home unless the operator wants it
         if self._settings.engine.get("enforce_eager") and _is_cpu_build():
             # vLLM compiles some sampling code even so: importing the compiler costs seconds in each process,
@@ -123,6 +132,8 @@ class VLLMEngine:
                 break
             self._loader.join(0.2)
             _end_children()
+        if self._sockets is not None:
+            shutil.rmtree(self._sockets, ignore_errors=True)
 
     async def _in_daemon_thread(self, work: Callable[[], T]) -> T:
         """As `asyncio.to_thread`, but the end of the process does not wait for `work`."""
