@@ -53,6 +53,8 @@ def test_the_installed_wheel_serves_the_embedded_model(wheel: Path, tmp_path: Pa
         assert httpx.get(f"{server.url}/docs/assets/swagger-ui.css").status_code == 200
     finally:
         assert server.end() == 0
+    assert "Traceback" not in server.text
+    assert " - ERROR - " not in server.text
     check = "import gemma_serve; print(gemma_serve.__file__)"
     found = subprocess.run(
         [sys.executable, "-c", check],

@@ -45,6 +45,7 @@ def test_the_supervisor_takes_what_async_llm_takes() -> None:
         "sampling_params",
         "request_id",
     ]
+    assert "self.output_handler" in inspect.getsource(AsyncLLM._run_output_handler)
     for name in ("shutdown", "reset_mm_cache", "abort", "from_vllm_config"):
         assert callable(getattr(AsyncLLM, name))
     assert isinstance(inspect.getattr_static(AsyncLLM, "errored"), property)

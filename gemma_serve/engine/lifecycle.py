@@ -119,6 +119,8 @@ class VLLMEngine:
                 await self._task
         if not self.status.error:
             self.status.set(EngineState.STOPPED)
+        if self._llm is not None and self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()  # it would take the end of the engine's process for a crash
         await asyncio.to_thread(self._end)
 
     def _end(self) -> None:
