@@ -1,6 +1,7 @@
 """The error tree. Services raise these; `app.py` renders them in OpenAI's shape, in one place.
 
     ServeError                      500 server_error
+    ├── EngineCrash                     engine_crash (the request itself makes the engine fail)
     ├── InvalidRequest              400 invalid_request_error
     │   ├── ContextLengthExceeded       context_length_exceeded
     │   └── Unprocessable           422 (an image that cannot be fetched, …)
@@ -52,6 +53,10 @@ class ServeError(Exception):
     def body(self) -> dict[str, Any]:
         """The wire form: `{"error": {message, type, param, code}}`."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class EngineCrash(ServeError):
+    code = "engine_crash"
 
 
 class InvalidRequest(ServeError):

@@ -18,7 +18,7 @@ class Generator:
 
     async def complete(self, request: GenerationRequest) -> dict[str, Any]:
         """The whole answer in OpenAI's shape."""
-        self._engine.status.require_ready()
+        self._engine.status.require_serving()
         answer, usage = await self._engine.complete(request)
         if (record := current_request.get()) is not None:
             record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
@@ -26,7 +26,7 @@ class Generator:
 
     async def stream(self, request: GenerationRequest) -> RecordedStream:
         """The answer as it comes."""
-        self._engine.status.require_ready()
+        self._engine.status.require_serving()
         started = time.perf_counter()
         return RecordedStream(await self._engine.stream(request), started)
 

@@ -129,7 +129,7 @@ def adopt(prefix: str) -> None:
 
 
 def engine_handler() -> logging.Handler:
-    """The handler of vLLM's loggers, made by `engine/logging.json` in each of vLLM's processes."""
+    """The handler of vLLM's loggers, in each of vLLM's processes."""
     logging.getLogger("vllm").setLevel(os.environ.get(_LEVEL_VARIABLE, "INFO"))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_formatter(os.environ.get(_FORMAT_VARIABLE, "text")))

@@ -172,6 +172,20 @@ class LogSettings(Section):
     """Write prompts and sampling parameters to the log; they may hold personal data."""
 
 
+class HealthSettings(Section):
+    stall_seconds: float = Field(default=60, gt=0)
+    """Not ready when the engine has work and finishes no step for so long; longer than its longest step."""
+    stall_restart_seconds: float = Field(default=180, gt=0)
+    """An engine that finishes no step for so long is killed and started again; its requests go on."""
+
+
+class SupervisorSettings(Section):
+    max_restarts: int = Field(default=10, ge=0)
+    """How often a dead engine is started again within the window before the server gives up and exits."""
+    restart_window_seconds: float = Field(default=600, gt=0)
+    """The window of `max_restarts`."""
+
+
 class LimitsSettings(Section):
     max_n: int = Field(default=128, ge=1)
     """Most answers (`n`) that one request may ask for."""
@@ -192,6 +206,8 @@ class Settings(BaseSettings):
     performance: PerformanceSettings = PerformanceSettings()
     cache: CacheSettings = CacheSettings()
     limits: LimitsSettings = LimitsSettings()
+    health: HealthSettings = HealthSettings()
+    supervisor: SupervisorSettings = SupervisorSettings()
     log: LogSettings = LogSettings()
     engine: dict[str, Any] = Field(default_factory=dict)
 

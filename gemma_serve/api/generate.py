@@ -57,7 +57,7 @@ def router(generator: Generator, engine: Engine, models: Models, limits: LimitsS
     routes = APIRouter(tags=["generation"])
 
     async def generate(kind: Kind, request: Request, schema: type[GenerationBody]) -> Response:
-        engine.status.require_ready()  # before the body: a loading server must not parse megabytes
+        engine.status.require_serving()  # before the body: a loading server must not parse megabytes
         body, checked = await read_body(request, schema)
         _check_parameters(body, limits)
         work = _request(kind, body, models)

@@ -55,7 +55,7 @@ def router(engine: Engine, models: Models) -> APIRouter:
     routes = APIRouter()
 
     async def relay(kind: RelayKind, request: Request) -> Response:
-        engine.status.require_ready()
+        engine.status.require_serving()
         require_json(request)
         body = parse_json(await request.body())
         body["model"] = models.resolve(body.get("model"))

@@ -13,12 +13,19 @@ from ..errors import EngineNotReady
 class EngineState(StrEnum):
     LOADING = "loading"
     READY = "ready"
+    STALLED = "stalled"
+    """It has work and finishes no step."""
+    RESTARTING = "restarting"
+    """It died; its requests wait for the next one."""
     FAILED = "failed"
+    """The model could not be loaded."""
     DEAD = "dead"
+    """It died too often to be started again."""
     STOPPED = "stopped"
 
 
-_NOT_READY = {
+_SERVING = {EngineState.READY, EngineState.STALLED, EngineState.RESTARTING}
+_NOT_SERVING = {
     EngineState.LOADING: "The model is still loading",
     EngineState.FAILED: "The model could not be loaded",
     EngineState.DEAD: "The engine has stopped",
@@ -37,7 +44,13 @@ class EngineStatus:
 
     @property
     def ready(self) -> bool:
+        """Would a request sent now be worked on at once?"""
         return self.state is EngineState.READY
+
+    @property
+    def serving(self) -> bool:
+        """Are requests taken, though they may have to wait?"""
+        return self.state in _SERVING
 
     @property
     def failed(self) -> bool:
@@ -49,12 +62,12 @@ class EngineStatus:
         self.state, self.phase, self.error = state, phase, error
         self.on_change(self)
 
-    def require_ready(self) -> None:
-        """Raise `EngineNotReady`, with when to come back, unless a request can be served now."""
-        if not self.ready:
+    def require_serving(self) -> None:
+        """Raise `EngineNotReady`, with when to come back, unless requests are taken."""
+        if not self.serving:
             detail = f" ({self.phase})" if self.phase else ""
             raise EngineNotReady(
-                f"{_NOT_READY[self.state]}{detail}. Try again shortly.", code=f"engine_{self.state}"
+                f"{_NOT_SERVING[self.state]}{detail}. Try again shortly.", code=f"engine_{self.state}"
             )
 
 

@@ -1,4 +1,7 @@
-"""`VLLMEngine`: loads vLLM in the background while the server already answers, and takes it down again."""
+"""`VLLMEngine`: loads vLLM in the background while the server already answers, keeps it alive, takes it down.
+
+When the engine dies or hangs, another one is started in its place, and requests go on (see `core.py`).
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,28 @@ import contextlib
 import importlib.metadata
 import logging
 import os
-import re
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import psutil
-import pydantic
 
 from .. import logs
 from ..errors import StartupError
 from ..settings import Settings
 from .base import EngineState, EngineStatus, GenerationRequest, RelayKind, TokenStream, Usage
+from .load_errors import sentence
 from .process_output import EngineOutput, formatted_stderr
+from .processes import Footprint, end_children
+from .restarts import Restarts
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from .vllm_engine import VLLMServing
+    from .core import ReplaceableCore
+    from .vllm_engine import EngineBuilder, VLLMServing
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,44 +47,56 @@ class VLLMEngine:
     def __init__(self, settings: Settings) -> None:
         self.status = EngineStatus()
         self._settings = settings
+        self._builder: EngineBuilder | None = None
         self._llm: AsyncLLM | None = None
+        self._core: ReplaceableCore | None = None
         self._serving: VLLMServing | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._footprint: Footprint | None = None
+        self._restarts = Restarts(settings.supervisor)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._loader: threading.Thread | None = None
         self._spawning = False
         self._sockets: str | None = None
         self._stopping = False
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._load_and_watch())
+        self._background(self._load_and_watch())
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _load_and_watch(self) -> None:
         output: EngineOutput | None = None
         try:
             with formatted_stderr() as output:
-                await self._in_daemon_thread(self._load)
+                llm = await self._in_daemon_thread(self._load)
+            from .core import ReplaceableCore
             from .vllm_engine import serve
 
-            assert self._llm is not None
             self._phase("warming up")
-            self._serving = await serve(self._settings, self._llm, self.status)
+            self._core = ReplaceableCore(llm.engine_core, llm.output_processor, self._on_death)
+            llm.engine_core = self._core
+            self._serving = await serve(self._settings, llm, self.status)
+            self._footprint = await asyncio.to_thread(Footprint)
         except Exception as error:
             logger.debug("The engine failed to start", exc_info=True)
             self.status.set(EngineState.FAILED, error=self._reason(error, output))
             return
         self.status.set(EngineState.READY)
-        while self.status.ready:
+        while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            self._serving.supervisor.notice_death()
+            self._core.notice_death()
+            self._notice_stall(self._core)
 
-    def _load(self) -> None:
+    def _load(self) -> AsyncLLM:
         self._phase("importing vLLM")
         os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).with_name("logging.json"))
         self._sockets = tempfile.mkdtemp(prefix="gemma-serve-")
         if len(self._sockets) + _SOCKET_NAME <= _LONGEST_SOCKET_PATH:
-            os.environ["VLLM_RPC_BASE_PATH"] = (
-                self._sockets
-            )  # vLLM leaves its sockets behind; `stop` does not
+            # vLLM leaves its sockets behind; `stop` does not
+            os.environ["VLLM_RPC_BASE_PATH"] = self._sockets
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # no phoning home unless the operator wants it
         if self._settings.engine.get("enforce_eager") and _is_cpu_build():
             # vLLM compiles some sampling code even so: importing the compiler costs seconds in each process,
@@ -89,34 +104,77 @@ class VLLMEngine:
             # it ends the engine.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         try:
-            from .vllm_engine import prepare_llm
+            from .vllm_engine import EngineBuilder
         except ImportError as error:
             raise StartupError(
                 f"vLLM cannot be imported ({error}): run `make setup`, which installs it for this machine"
             ) from error
         logs.adopt("torch")
-        build = prepare_llm(self._settings, self._phase)
+        self._builder = EngineBuilder(self._settings, self._phase)
         self._spawning = True
         self._phase("starting the engine and loading the weights")
-        self._llm = build()
+        self._llm = self._builder.llm()
+        return self._llm
 
     def _reason(self, error: Exception, output: EngineOutput | None) -> str:
         cause = output.root_cause() if output is not None else None
-        if cause is not None and "root cause" in str(error):
-            return _sentence(cause, self._settings)
-        return _sentence(error, self._settings)
+        points_elsewhere = cause is not None and "root cause" in str(error)
+        return sentence(cause if points_elsewhere else error, self._settings.model.name)
 
     def _phase(self, phase: str) -> None:
         if self._stopping:
             raise StartupError("stopped while loading")
         self.status.set(EngineState.LOADING, phase)
 
+    def _notice_stall(self, core: ReplaceableCore) -> None:
+        health = self._settings.health
+        silent = core.silent_seconds()
+        if self.status.state is EngineState.READY and silent > health.stall_seconds:
+            self.status.set(
+                EngineState.STALLED,
+                error=f"no step finished for {silent:.0f} s, with {core.unfinished} requests at work",
+            )
+        elif self.status.state is EngineState.STALLED and silent <= health.stall_seconds:
+            self.status.set(EngineState.READY)
+        if silent > health.stall_restart_seconds and self._footprint is not None:
+            logger.error("The engine has hung for %.0f s: it is killed and started again", silent)
+            self._footprint.kill()
+
+    def _on_death(self) -> None:
+        if not self._stopping:
+            self._background(self._restart())
+
+    async def _restart(self) -> None:
+        """Put another core in the place of the dead one."""
+        assert self._core is not None and self._builder is not None
+        self._core.died()
+        reason = "the engine's process ended unexpectedly"
+        while (wait := self._restarts.next_wait()) is not None:
+            self.status.set(EngineState.RESTARTING, f"{self._core.unfinished} requests wait", reason)
+            if self._footprint is not None:
+                await asyncio.to_thread(self._footprint.remove)
+            await asyncio.sleep(wait)
+            output: EngineOutput | None = None
+            try:
+                with formatted_stderr() as output:
+                    core = await self._in_daemon_thread(self._builder.core)
+                self._footprint = await asyncio.to_thread(Footprint)
+            except Exception as error:
+                logger.debug("The engine failed to start again", exc_info=True)
+                reason = self._reason(error, output)
+                continue
+            self._core.replace(core)
+            self.status.set(EngineState.READY)
+            return
+        self._core.give_up()
+        self.status.set(EngineState.DEAD, error=f"{reason}; {self._restarts.spent()}")
+
     async def stop(self) -> None:
         self._stopping = True
-        if self._task is not None:
-            self._task.cancel()
+        for task in list(self._tasks):
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+                await task
         if not self.status.error:
             self.status.set(EngineState.STOPPED)
         if self._llm is not None and self._llm.output_handler is not None:
@@ -126,14 +184,16 @@ class VLLMEngine:
     def _end(self) -> None:
         if self._llm is not None:
             self._llm.shutdown(timeout=5)
-        _end_children()
+        end_children()
         # A loader that was about to start a process has started it by now; without it the loader ends soon.
         deadline = time.monotonic() + _LOADER_SECONDS
         while self._spawning and self._loader is not None and self._loader.is_alive():
             if time.monotonic() > deadline:
                 break
             self._loader.join(0.2)
-            _end_children()
+            end_children()
+        if self._footprint is not None:
+            self._footprint.remove()
         if self._sockets is not None:
             shutil.rmtree(self._sockets, ignore_errors=True)
 
@@ -169,7 +229,7 @@ class VLLMEngine:
         return await self._ready().relay.call(kind, body)
 
     def _ready(self) -> VLLMServing:
-        self.status.require_ready()
+        self.status.require_serving()
         assert self._serving is not None
         return self._serving
 
@@ -183,56 +243,3 @@ def _is_cpu_build() -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _end_children() -> None:
-    """End every process that vLLM started and did not end itself, workers of its workers included."""
-    children = psutil.Process().children(recursive=True)
-    for signal_them in (psutil.Process.terminate, psutil.Process.kill):
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                signal_them(child)
-        _, children = psutil.wait_procs(children, timeout=3)
-
-
-def _sentence(error: object, settings: Settings) -> str:
-    """One sentence for the operator: what failed, and what to do where we know it."""
-    if isinstance(error, pydantic.ValidationError):  # vLLM checks its configuration with pydantic
-        error = "; ".join(dict.fromkeys(str(fault["msg"]) for fault in error.errors()))
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = re.sub(r"^(Value error, |(Value|Runtime)Error: )", "", text)
-    name = settings.model.name
-    lowered = text.lower()
-    if isinstance(error, StartupError):
-        return text
-    if any(hint in lowered for hint in _GATED):
-        return (
-            f"{name} is a gated model: accept its licence at https://huggingface.co/{name} and set HF_TOKEN "
-            "to a token of that account"
-        )
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        return f"the folder {name!r} holds no model: there is no config.json in it"
-    if any(hint in lowered for hint in _NOT_FOUND):
-        return (
-            f"the model {name!r} was found neither as a local folder nor on Hugging Face: "
-            "check GEMMA_MODEL_NAME, the network, and HF_TOKEN for gated models"
-        )
-    if "out of memory" in lowered:
-        return (
-            f"{name} does not fit into the device's memory: lower engine.gpu_memory_utilization or "
-            f"model.max_length, or use a smaller model ({text:.300})"
-        )
-    return f"{text:.600}"
-
-
-# What huggingface_hub and transformers say; they raise a bare OSError or ValueError.
-_GATED = ("gated repo", "401 client error", "access to model")
-_NOT_FOUND = (
-    "not a valid model identifier",
-    "can't load the configuration",
-    "couldn't connect",
-    "is not a local folder",
-    "cannot find an appropriate cached snapshot",
-    "invalid repository id",
-    "repo id must",
-)

@@ -14,30 +14,24 @@ from vllm.engine.protocol import EngineClient
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from .base import EngineState, EngineStatus
+from .base import EngineStatus
 
 
 class Supervisor(EngineClient):  # type: ignore[misc]
-    """Admits requests while the engine is ready, aborts them when they are left, notices when it dies."""
+    """Admits requests while they can be served, and aborts them when they are left."""
 
     def __init__(self, llm: AsyncLLM, status: EngineStatus) -> None:
         self._llm = llm
         self._status = status
 
     async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
-        self._status.require_ready()
+        self._status.require_serving()
         outputs = self._llm.generate(*args, **kwargs)
         try:
             async for output in outputs:
                 yield output
         finally:
             await outputs.aclose()  # aborts the request unless it has finished
-            self.notice_death()
-
-    def notice_death(self) -> None:
-        """Tell the rest of the server as soon as vLLM knows that its processes are gone."""
-        if self._status.ready and self._llm.errored:
-            self._status.set(EngineState.DEAD, error="vLLM's engine process ended unexpectedly")
 
 
 def _handed_on(name: str) -> property:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import difflib
-import functools
 import logging
 import os
 from collections.abc import Callable
@@ -24,6 +24,8 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.tool_parsers import ToolParserManager
 from vllm.transformers_utils.config import get_config
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
+from vllm.v1.executor.abstract import Executor
 
 from .. import demo_model
 from ..errors import ContextLengthExceeded, InvalidRequest, StartupError
@@ -48,18 +50,35 @@ logger = logging.getLogger(__name__)
 _GIB = 1 << 30
 
 
-def prepare_llm(settings: Settings, set_phase: Callable[[str], None]) -> Callable[[], AsyncLLM]:
-    """What starts vLLM's processes and loads the weights, which blocks for as long as that takes."""
-    set_phase("reading the model's configuration")
-    args = AsyncEngineArgs(**engine_arguments(settings))
-    config = args.create_engine_config()
-    return functools.partial(
-        AsyncLLM.from_vllm_config,
-        vllm_config=config,
-        enable_log_requests=args.enable_log_requests,
-        aggregate_engine_logging=args.aggregate_engine_logging,
-        disable_log_stats=args.disable_log_stats,
-    )
+class EngineBuilder:
+    """Starts vLLM's processes and loads the weights: at first, and again when they have died.
+
+    Building blocks for as long as that takes; it is meant for a thread.
+    """
+
+    def __init__(self, settings: Settings, set_phase: Callable[[str], None]) -> None:
+        set_phase("reading the model's configuration")
+        self._args = AsyncEngineArgs(**engine_arguments(settings))
+        self._config = self._args.create_engine_config()
+
+    def llm(self) -> AsyncLLM:
+        """The engine, with a core."""
+        args = self._args
+        return AsyncLLM.from_vllm_config(
+            vllm_config=copy.deepcopy(self._config),  # a core writes into it what it has measured
+            enable_log_requests=args.enable_log_requests,
+            aggregate_engine_logging=args.aggregate_engine_logging,
+            disable_log_stats=args.disable_log_stats,
+        )
+
+    def core(self) -> AsyncMPClient:
+        """Another core of the same kind."""
+        config = copy.deepcopy(self._config)
+        return EngineCoreClient.make_async_mp_client(
+            vllm_config=config,
+            executor_class=Executor.get_class(config),
+            log_stats=not self._args.disable_log_stats,
+        )
 
 
 def engine_arguments(settings: Settings) -> dict[str, Any]:
@@ -279,6 +298,7 @@ async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLM
     """Put the serving classes on a loaded engine; runs on the event loop that will use it."""
     supervisor = Supervisor(llm, status)
     await llm.reset_mm_cache()
+    await llm.get_supported_tasks()  # asked once, so that no request has to ask an engine that is down
     serving = VLLMServing(settings, supervisor)
     await asyncio.to_thread(serving.renderer.warmup)
     return serving

@@ -1,0 +1,327 @@
+"""The engine core under `AsyncLLM`, which can be replaced while requests wait.
+
+`AsyncLLM` hands every request to an engine core in another process and gets tokens back. When that process
+dies, vLLM ends. Here `AsyncLLM` talks to a `ReplaceableCore`, which keeps each request until it has ended:
+a death is only a pause in its outputs, and the next core is given what the last one left undone. As this
+lies below vLLM's request handling, it holds for every route, costs nothing per token, and keeps all that
+`AsyncLLM` knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any
+
+from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.engine.core_client import AsyncMPClient
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+
+from ..errors import EngineCrash, EngineDied
+from .quarantine import CRASHED, KILLED, Quarantine
+from .resume import Diverged, Replay, Way, continued, restart, tokens_so_far, way_of
+
+logger = logging.getLogger(__name__)
+
+_TRIAL_STEPS = 2  # a prefill and a decoding step
+_TRIALS = 32  # suspects beyond that are tried several at a time
+
+
+class _Entry:
+    """A request that has not ended."""
+
+    __slots__ = ("replay", "request", "sent", "tokens_before")
+
+    def __init__(self, request: EngineCoreRequest) -> None:
+        self.request = request
+        self.sent = False
+        """Does the core that runs now have it?"""
+        self.tokens_before = 0
+        """How many tokens it had when that core got it."""
+        self.replay: Replay | None = None
+
+
+class _Trial:
+    """Requests that show, before others join them, that the engine survives them."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._steps = dict.fromkeys(names, 0)
+        self.passed = asyncio.Event()
+
+    def step(self, name: str, *, finished: bool) -> None:
+        if name in self._steps:
+            self._steps[name] += 1
+            if finished or self._steps[name] >= _TRIAL_STEPS:
+                del self._steps[name]
+        if not self._steps:
+            self.passed.set()
+
+
+class ReplaceableCore:
+    """Stands in for vLLM's `AsyncMPClient`; what it does not change goes to the core that runs now.
+
+    `on_death` is called once for each core that dies, in the event loop; then `replace` or `give_up` is due.
+    """
+
+    def __init__(self, core: AsyncMPClient, processor: OutputProcessor, on_death: Callable[[], None]) -> None:
+        self.resources = SimpleNamespace(engine_dead=False)  # what AsyncLLM asks before it takes a request
+        self._core = core
+        self._dead: AsyncMPClient | None = None
+        self._processor = processor
+        self._on_death = on_death
+        self._entries: dict[str, _Entry] = {}
+        self._sweep_at = 64
+        self._quarantine = Quarantine()
+        self._open = asyncio.Event()  # set while the core takes requests
+        self._open.set()
+        self._changed = asyncio.Event()  # set by each core that comes, and by giving up
+        self._readmission: asyncio.Task[None] | None = None
+        self._trial: _Trial | None = None
+        self._replays = 0
+        self._last_step = time.monotonic()
+        self.resumed_total = 0
+        """Requests that went on after a death, since the start."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    # What AsyncLLM calls for each request and step.
+
+    async def add_request_async(self, request: EngineCoreRequest) -> None:
+        if self._quarantine.refuses(request):
+            raise _poison()
+        if len(self._entries) > self._sweep_at:
+            self._sweep()
+        if not self._busy():
+            self._last_step = time.monotonic()
+        entry = self._entries[request.request_id] = _Entry(request)
+        if self._open.is_set():
+            await self._send(entry, request)
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        for name in request_ids:
+            self._entries.pop(name, None)
+            self._leave_trial(name)
+        with contextlib.suppress(EngineDeadError):
+            await self._core.abort_requests_async(request_ids)
+
+    async def get_output_async(self) -> EngineCoreOutputs:
+        while True:
+            core = self._core
+            try:
+                outputs: EngineCoreOutputs = await core.get_output_async()
+            except Exception as error:
+                if not isinstance(error, EngineDeadError):
+                    logger.exception("The engine's output cannot be read")
+                await self._next_after(core)
+                continue
+            self._last_step = time.monotonic()
+            if self._trial is not None:
+                for output in outputs.outputs:
+                    self._trial.step(output.request_id, finished=output.finish_reason is not None)
+            if self._replays:
+                self._drop_replayed(outputs)
+            return outputs
+
+    # For who watches over it.
+
+    def notice_death(self) -> None:
+        """Report a death that no request has run into."""
+        if self._core.resources.engine_dead and not self.resources.engine_dead:
+            self._report(self._core)
+
+    def silent_seconds(self) -> float:
+        """For how long the core has finished no step although it has work; 0 while it has none."""
+        return time.monotonic() - self._last_step if self._dead is not self._core and self._busy() else 0.0
+
+    def died(self) -> None:
+        """The core is dead: keep its requests, and blame (see `quarantine`) who may have killed it."""
+        entries = self._live_entries()
+        begun = [entry for entry in entries if entry.sent]
+        fresh = [entry for entry in begun if not self._passed(entry.request.request_id)]
+        suspects = {self._client_request(entry): entry.request for entry in fresh or begun}
+        guilty = self._quarantine.blame(suspects, self._weight())
+        self._quarantine.forget_all_but({self._client_request(entry) for entry in entries})
+        for entry in entries:
+            entry.sent = False
+            if guilty is not None and self._client_request(entry) == guilty:
+                logger.error("Request %s killed the engine and is refused from now on", guilty)
+                self._fail(entry, _poison())
+
+    def replace(self, core: AsyncMPClient) -> None:
+        """Go on with `core`: first who is suspected, one at a time, then everyone."""
+        self._core = core
+        self._last_step = time.monotonic()
+        self._changed.set()
+        self._readmission = asyncio.create_task(self._readmit())
+
+    def give_up(self) -> None:
+        """There will be no other core: fail every request, now and later."""
+        self._close()
+        self.resources.engine_dead = True
+        self._changed.set()
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that have not ended, whether or not a core has them."""
+        return len(self._processor.request_states)
+
+    async def _next_after(self, dead: AsyncMPClient) -> None:
+        """Until another core is there. Raises `EngineDeadError` when there will be none."""
+        if self._core is dead:
+            self._report(dead)
+            await self._changed.wait()
+        if self.resources.engine_dead:
+            raise EngineDeadError(suppress_context=True)
+
+    def _report(self, dead: AsyncMPClient) -> None:
+        if self._dead is not dead:
+            self._dead = dead
+            self._changed.clear()
+            self._close()
+            self._on_death()
+
+    def _weight(self) -> int:
+        processes = getattr(self._core.resources.engine_manager, "processes", ())
+        killed = any(process.exitcode in (-signal.SIGKILL, -signal.SIGTERM) for process in processes)
+        return KILLED if killed else CRASHED
+
+    def _close(self) -> None:
+        self._open.clear()
+        self._trial = None
+        if self._readmission is not None:
+            self._readmission.cancel()
+
+    async def _send(self, entry: _Entry, request: EngineCoreRequest) -> None:
+        entry.sent = True
+        entry.tokens_before = self._tokens(request.request_id)
+        core = self._core
+        try:
+            await core.add_request_async(request)
+        except Exception:
+            if not core.resources.engine_dead:  # else the next core gets it
+                self._end(entry)
+                raise
+
+    async def _readmit(self) -> None:
+        suspects: dict[str, list[_Entry]] = {}
+        for entry in self._live_entries():
+            if self._quarantine.suspected(name := self._client_request(entry)):
+                suspects.setdefault(name, []).append(entry)
+        at_once = -(-len(suspects) // _TRIALS)
+        while suspects:
+            tried = [entry for name in list(suspects)[:at_once] for entry in suspects.pop(name)]
+            self._trial = _Trial(entry.request.request_id for entry in tried)
+            for entry in tried:
+                await self._resume(entry)
+            await self._trial.passed.wait()
+        self._trial = None
+        # New requests come in while the old ones are sent: open only once none is left behind.
+        while waiting := [entry for entry in self._live_entries() if not entry.sent]:
+            for entry in waiting:
+                await self._resume(entry)
+        self._open.set()
+
+    async def _resume(self, entry: _Entry) -> None:
+        request, name = entry.request, entry.request.request_id
+        state = self._processor.request_states.get(name)
+        if state is None:
+            self._end(entry)
+            return
+        entry.replay = None
+        way = way_of(request, state)
+        if way is Way.IMPOSSIBLE:
+            self._fail(entry, _cannot_resume())
+            return
+        if way is Way.CONTINUE:
+            request = continued(request, state)
+        elif way is Way.RESTART:
+            restart(request, state, self._processor)
+        elif way is Way.REPLAY:
+            entry.replay = Replay(tokens_so_far(state))
+            self._replays += 1
+        self.resumed_total += 1
+        try:
+            await self._send(entry, request)
+        except Exception as error:
+            self._fail(entry, error)
+
+    def _drop_replayed(self, outputs: EngineCoreOutputs) -> None:
+        kept = []
+        for output in outputs.outputs:
+            entry = self._entries.get(output.request_id)
+            if entry is None or entry.replay is None:
+                kept.append(output)
+                continue
+            try:
+                if (fresh := entry.replay.fresh(output)) is not None:
+                    kept.append(fresh)
+            except Diverged:
+                self._fail(entry, _cannot_resume())
+            if entry.replay.done:
+                entry.replay = None
+        outputs.outputs = kept
+        self._replays = sum(entry.replay is not None for entry in self._entries.values())
+
+    def _fail(self, entry: _Entry, error: Exception) -> None:
+        """AsyncLLM aborts what raises in its queue, here and in the core."""
+        state = self._processor.request_states.get(entry.request.request_id)
+        self._end(entry)
+        if state is not None and state.queue is not None:
+            state.queue.put(error)
+
+    def _end(self, entry: _Entry) -> None:
+        self._entries.pop(entry.request.request_id, None)
+        self._leave_trial(entry.request.request_id)
+
+    def _leave_trial(self, name: str) -> None:
+        if self._trial is not None:
+            self._trial.step(name, finished=True)
+
+    def _passed(self, name: str) -> bool:
+        """Has the core that runs now done a prefill and a step of decoding for it?"""
+        if (entry := self._entries.get(name)) is None:
+            return True
+        done = self._tokens(name) - entry.tokens_before if entry.replay is None else entry.replay.seen
+        return done >= _TRIAL_STEPS
+
+    def _tokens(self, name: str) -> int:
+        state = self._processor.request_states.get(name)
+        return 0 if state is None or state.detokenizer is None else state.detokenizer.num_output_tokens()
+
+    def _client_request(self, entry: _Entry) -> str:
+        """The id that a request has in common with its other answers, where a client asked for several."""
+        state: RequestState | None = self._processor.request_states.get(entry.request.request_id)
+        return str(state.parent_req.request_id if state and state.parent_req else entry.request.request_id)
+
+    def _busy(self) -> bool:
+        return bool(self._processor.request_states)
+
+    def _live_entries(self) -> list[_Entry]:
+        self._sweep()
+        return list(self._entries.values())
+
+    def _sweep(self) -> None:
+        """Forget what has ended; done now and then, as every token would pay for knowing at once."""
+        states = self._processor.request_states
+        self._entries = {name: entry for name, entry in self._entries.items() if name in states}
+        self._sweep_at = 2 * len(self._entries) + 64
+
+
+def _poison() -> EngineCrash:
+    return EngineCrash(
+        "This request made the engine crash twice. It is refused, and so is its like for an hour."
+    )
+
+
+def _cannot_resume() -> EngineDied:
+    return EngineDied(
+        "The engine stopped while it worked on this request, and what it had begun cannot be continued "
+        "exactly. Try again."
+    )

@@ -1,0 +1,51 @@
+"""Why a model could not be loaded, in one sentence: what failed, and what to do where we know it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pydantic
+
+from ..errors import StartupError
+
+# What huggingface_hub and transformers say; they raise a bare OSError or ValueError.
+_GATED = ("gated repo", "401 client error", "access to model")
+_NOT_FOUND = (
+    "not a valid model identifier",
+    "can't load the configuration",
+    "couldn't connect",
+    "is not a local folder",
+    "cannot find an appropriate cached snapshot",
+    "invalid repository id",
+    "repo id must",
+)
+
+
+def sentence(error: object, name: str) -> str:
+    """About `error`, an exception or its text, met while the model `name` was loaded."""
+    if isinstance(error, pydantic.ValidationError):  # vLLM checks its configuration with pydantic
+        error = "; ".join(dict.fromkeys(str(fault["msg"]) for fault in error.errors()))
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"^(Value error, |(Value|Runtime)Error: )", "", text)
+    lowered = text.lower()
+    if isinstance(error, StartupError):
+        return text
+    if any(hint in lowered for hint in _GATED):
+        return (
+            f"{name} is a gated model: accept its licence at https://huggingface.co/{name} and set HF_TOKEN "
+            "to a token of that account"
+        )
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        return f"the folder {name!r} holds no model: there is no config.json in it"
+    if any(hint in lowered for hint in _NOT_FOUND):
+        return (
+            f"the model {name!r} was found neither as a local folder nor on Hugging Face: "
+            "check GEMMA_MODEL_NAME, the network, and HF_TOKEN for gated models"
+        )
+    if "out of memory" in lowered:
+        return (
+            f"{name} does not fit into the device's memory: lower engine.gpu_memory_utilization or "
+            f"model.max_length, or use a smaller model ({text:.300})"
+        )
+    return f"{text:.600}"
