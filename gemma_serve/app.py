@@ -14,11 +14,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from . import __version__
+from .admission import Admission
 from .api import docs, generate, relay
 from .api import health as health_api
 from .api import models as models_api
 from .api.schemas import ChatCompletionBody, CompletionBody
 from .api.streaming import ClientDisconnected
+from .drain import Drain
 from .engine.base import Engine, EngineStatus
 from .engine.lifecycle import VLLMEngine
 from .errors import BY_STATUS, InvalidRequest, ServeError
@@ -26,6 +28,7 @@ from .generation import Generator
 from .health import Health
 from .middleware.body_limit import BodyLimit
 from .middleware.cors import CORS
+from .middleware.drain import DrainRequests
 from .middleware.request_log import RequestLog
 from .middleware.unexpected_error import UnexpectedError
 from .models import Models
@@ -40,13 +43,16 @@ def create_app(
     settings: Settings,
     engine: Engine | None = None,
     *,
+    drain: Drain | None = None,
     on_change: Callable[[EngineStatus], None] = lambda status: None,
 ) -> FastAPI:
     """The application. `on_change` hears of every change of the engine's state, from whichever thread."""
     engine = engine or VLLMEngine(settings)
     models = Models(settings, engine)
-    generator = Generator(engine)
-    health = Health(engine)
+    admission = Admission(settings.queue, engine.capacity)
+    generator = Generator(engine, admission)
+    drain = drain or Drain()
+    health = Health(engine, drain)
 
     def log_change(status: EngineStatus) -> None:
         level = logging.CRITICAL if status.failed else logging.INFO
@@ -71,10 +77,10 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=middleware(settings),
+        middleware=middleware(settings, drain),
     )
-    app.include_router(generate.router(generator, engine, models, settings.limits))
-    app.include_router(relay.router(engine, models))
+    app.include_router(generate.router(generator, models, settings))
+    app.include_router(relay.router(generator, models, settings))
     app.include_router(models_api.router(models))
     app.include_router(health_api.router(health))
     docs.install(app, [ChatCompletionBody, CompletionBody])
@@ -84,11 +90,12 @@ def create_app(
     return app
 
 
-def middleware(settings: Settings) -> list[Middleware]:
+def middleware(settings: Settings, drain: Drain) -> list[Middleware]:
     """Every middleware, outermost first: the only place that orders them."""
     return [
         Middleware(RequestLog),
         Middleware(UnexpectedError),
+        Middleware(DrainRequests, drain=drain),
         Middleware(
             CORS,
             allow_origins=settings.security.allowed_origins,

@@ -11,6 +11,7 @@
     ├── PayloadTooLarge             413
     ├── UnsupportedMediaType        415
     ├── NotImplementedHere          501
+    ├── DeadlineExceeded            504 timeout
     └── Unavailable                 503, Retry-After
         ├── EngineNotReady              engine_loading, engine_draining, …
         └── Overloaded                  engine_overloaded
@@ -120,6 +121,12 @@ class Overloaded(Unavailable):
 
 class ShuttingDown(Unavailable):
     code = "server_shutting_down"
+
+
+class DeadlineExceeded(ServeError):
+    status = 504
+    type = "timeout"
+    code = "deadline_exceeded"
 
 
 class EngineDied(Unavailable):

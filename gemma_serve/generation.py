@@ -1,43 +1,98 @@
-"""One generation from request to usage: is the engine ready, the engine, the accounting."""
+"""One generation from request to usage: admission, the engine, the accounting."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-from .engine.base import Delta, Engine, GenerationRequest, TokenStream
+from .admission import Admission, Slot
+from .engine.base import Delta, Engine, GenerationRequest, RelayKind, TokenStream
 from .logs import RequestRecord, current_request
+
+_WITHOUT_ENGINE = {"tokenize", "detokenize", "count_tokens"}
 
 
 class Generator:
     """Runs requests on the engine. Raises `ServeError`; cancelling or closing stops the engine's work."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, admission: Admission) -> None:
         self._engine = engine
+        self._admission = admission
+
+    def require_room(self, body_bytes: int) -> None:
+        """Refuse what could not be served before its body is read."""
+        self._engine.status.require_serving()
+        self._admission.require_room(body_bytes)
 
     async def complete(self, request: GenerationRequest) -> dict[str, Any]:
         """The whole answer in OpenAI's shape."""
-        self._engine.status.require_serving()
-        answer, usage = await self._engine.complete(request)
+        slot = await self._enter(request.size, request.answers)
+        try:
+            answer, usage = await self._engine.complete(request)
+        finally:
+            slot.leave()
         if (record := current_request.get()) is not None:
             record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
         return answer
 
     async def stream(self, request: GenerationRequest) -> RecordedStream:
         """The answer as it comes."""
-        self._engine.status.require_serving()
         started = time.perf_counter()
-        return RecordedStream(await self._engine.stream(request), started)
+        slot = await self._enter(request.size, request.answers)
+        try:
+            return RecordedStream(await self._engine.stream(request), started, slot)
+        except BaseException:
+            slot.leave()
+            raise
+
+    async def relay(self, kind: RelayKind, body: dict[str, Any], size: int) -> dict[str, Any] | RelayedEvents:
+        """What vLLM's own handler of another API answers, whole or as server-sent events."""
+        if kind in _WITHOUT_ENGINE:
+            answer = await self._engine.relay(kind, body)
+            assert isinstance(answer, dict)
+            return answer
+        slot = await self._enter(size)
+        try:
+            answer = await self._engine.relay(kind, body)
+        except BaseException:
+            slot.leave()
+            raise
+        if isinstance(answer, dict):
+            slot.leave()
+            return answer
+        return RelayedEvents(answer, slot)
+
+    async def _enter(self, size: int, answers: int = 1) -> Slot:
+        self._engine.status.require_serving()
+        return await self._admission.enter(size, answers)
+
+
+class RelayedEvents:
+    """Server-sent events of another API. Close it however the iteration ended."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], slot: Slot) -> None:
+        self._events = events
+        self._slot = slot
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._events
+
+    async def aclose(self) -> None:
+        try:
+            await self._events.aclose()
+        finally:
+            self._slot.leave()
 
 
 class RecordedStream:
     """A `TokenStream` that writes its times and counts into the request's record."""
 
-    def __init__(self, stream: TokenStream, started: float) -> None:
+    def __init__(self, stream: TokenStream, started: float, slot: Slot) -> None:
         self.tokens = stream
         self._record = current_request.get() or RequestRecord(stream.id)
         self._started = started
+        self._slot = slot
 
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
         record = self._record
@@ -48,7 +103,10 @@ class RecordedStream:
 
     async def aclose(self) -> None:
         """Stop the generation if it still runs. Call it however the iteration ended."""
-        await self.tokens.aclose()
+        try:
+            await self.tokens.aclose()
+        finally:
+            self._slot.leave()
         usage = self.tokens.usage
         self._record.prompt_tokens, self._record.completion_tokens = (
             usage.prompt_tokens,

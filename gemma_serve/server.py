@@ -9,18 +9,23 @@ import signal
 import socket
 import sys
 import time
+from types import FrameType
 from typing import NoReturn
 
 import uvicorn
 
 from . import logs
 from .app import create_app
+from .drain import Drain
 from .engine.base import EngineStatus
 from .engine.lifecycle import VLLMEngine
 from .errors import StartupError
-from .settings import Settings
+from .settings import ServerSettings, Settings
 
 logger = logging.getLogger(__name__)
+
+_CANCEL_SECONDS = 1
+"""How long a cancelled request may take to tell its client."""
 
 
 def run(settings: Settings) -> NoReturn:
@@ -37,30 +42,64 @@ def run(settings: Settings) -> NoReturn:
             server.should_exit = True
 
     engine = VLLMEngine(settings)
+    drain = Drain()
     config = uvicorn.Config(
-        create_app(settings, engine, on_change=on_change),
+        create_app(settings, engine, drain=drain, on_change=on_change),
         http="httptools",
         ws="websockets-sansio",
         log_config=None,
         access_log=False,
         proxy_headers=False,  # whoever connects could name any address
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.server.shutdown_timeout_seconds)),
+        timeout_graceful_shutdown=_CANCEL_SECONDS,  # what has not ended by then was waited for in `Server`
         lifespan="on",
     )
-    server = uvicorn.Server(config)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again after an orderly shutdown
+    server = Server(config, drain, settings.server)
     logger.info("Listening on %s; loading %s", url, settings.model.name)
     try:
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(server.serve(sockets=[sock]))
     except KeyboardInterrupt:
-        pass  # uvicorn has shut down in good order and raises the signal again
+        pass  # before uvicorn listened to signals
     code = 1 if engine.status.failed or not server.started else 0
     # A loader thread may still be inside vLLM's C code; a normal exit would wait for it or crash in it.
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)
+
+
+class Server(uvicorn.Server):
+    """Drains before it shuts down; a second signal ends it at once."""
+
+    def __init__(self, config: uvicorn.Config, drain: Drain, settings: ServerSettings) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._settings = settings
+        self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._loop is None or self._drain.begun:
+            self.should_exit = self.force_exit = True
+            return
+        # Whoever presses Ctrl-C has no load balancer that would have to hear of it first.
+        delay = 0 if sig == signal.SIGINT else self._settings.drain_delay_seconds
+        self._drain.begun = True
+        self._loop.call_soon_threadsafe(self._start_draining, delay)
+
+    def _start_draining(self, delay: float) -> None:
+        self._draining = asyncio.create_task(self._drain_and_exit(delay))
+
+    async def _drain_and_exit(self, delay: float) -> None:
+        timeout = self._settings.shutdown_timeout_seconds
+        logger.info("Shutting down: new requests for %g s, running ones for %g s more", delay, timeout)
+        if not await self._drain.run(delay, timeout):
+            logger.warning("%d requests did not end in %g s", self._drain.active, timeout)
+        self.should_exit = True
 
 
 def _greeting(url: str, model: str, seconds: float) -> str:

@@ -77,8 +77,12 @@ class ServerSettings(Section):
     """API processes. Only 1 for now: each would load an engine of its own."""
     max_body_bytes: int = Field(default=10_000_000, ge=1_000)
     """Largest request body in bytes; a longer one gets 413."""
+    keep_alive_seconds: float = Field(default=15, ge=0)
+    """Silence in a stream of events after which a comment is sent, so that no proxy cuts it; 0 sends none."""
+    drain_delay_seconds: float = Field(default=0, ge=0)
+    """After SIGTERM, how long new requests are served while `/health/ready` is 503: load balancers lag."""
     shutdown_timeout_seconds: float = Field(default=30, ge=0)
-    """How long running requests may take to finish after SIGTERM."""
+    """How long running requests may take to finish after that."""
 
     @field_validator("workers")
     @classmethod
@@ -179,6 +183,15 @@ class HealthSettings(Section):
     """An engine that finishes no step for so long is killed and started again; its requests go on."""
 
 
+class QueueSettings(Section):
+    max_requests: int = Field(default=4096, ge=0)
+    """Most requests that wait for the engine; further ones get 503 with `Retry-After`."""
+    max_tokens: int = Field(default=2_000_000, ge=0)
+    """Most prompt tokens, estimated from the size of the bodies, that wait for the engine."""
+    wait_seconds: float = Field(default=120, gt=0)
+    """Longest that a request waits for the engine before it gets 503 with `Retry-After`."""
+
+
 class SupervisorSettings(Section):
     max_restarts: int = Field(default=10, ge=0)
     """How often a dead engine is started again within the window before the server gives up and exits."""
@@ -191,6 +204,8 @@ class LimitsSettings(Section):
     """Most answers (`n`) that one request may ask for."""
     max_sequences: int = Field(default=1024, ge=1)
     """Most answers that one request with several prompts may ask for: prompts times `n`."""
+    request_timeout_seconds: float = Field(default=0, ge=0)
+    """Longest time for one answer, after which it ends with an error; 0 is no limit."""
     max_logprobs: int = Field(default=20, ge=0)
     """Most `top_logprobs` or `prompt_logprobs` a token; each is memory and time in the engine."""
 
@@ -206,6 +221,7 @@ class Settings(BaseSettings):
     performance: PerformanceSettings = PerformanceSettings()
     cache: CacheSettings = CacheSettings()
     limits: LimitsSettings = LimitsSettings()
+    queue: QueueSettings = QueueSettings()
     health: HealthSettings = HealthSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
     log: LogSettings = LogSettings()

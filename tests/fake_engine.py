@@ -88,5 +88,8 @@ class FakeEngine:
             self.cancelled += 1
             raise
 
+    def capacity(self) -> int:
+        return 256
+
     def model_length(self) -> int | None:
         return 4096

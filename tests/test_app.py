@@ -10,6 +10,7 @@ import pytest
 from openapi_spec_validator import validate
 
 from gemma_serve.app import create_app, middleware
+from gemma_serve.drain import Drain
 from gemma_serve.engine.base import EngineState
 from gemma_serve.errors import ContextLengthExceeded
 from gemma_serve.settings import Settings
@@ -25,9 +26,10 @@ def settings(**sections: object) -> Settings:
 
 
 def test_middleware_order() -> None:
-    assert [item.cls.__name__ for item in middleware(settings())] == [  # type: ignore[attr-defined]
+    assert [item.cls.__name__ for item in middleware(settings(), Drain())] == [  # type: ignore[attr-defined]
         "RequestLog",
         "UnexpectedError",
+        "DrainRequests",
         "CORS",
         "BodyLimit",
     ]

@@ -11,7 +11,9 @@ from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
 from ..errors import InvalidRequest, UnsupportedMediaType, field_path
+from ..settings import Settings
 from .schemas import Schema
+from .streaming import Patience
 
 S = TypeVar("S", bound=Schema)
 
@@ -24,6 +26,26 @@ async def read_body(request: Request, schema: type[S]) -> tuple[dict[str, Any], 
         return body, schema.model_validate(body)
     except ValidationError as error:
         raise _explain(error) from error
+
+
+def body_size(request: Request) -> int:
+    """In bytes, as announced; 0 when it was not, as with chunks."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdigit() else 0
+
+
+def patience_of(request: Request, settings: Settings) -> Patience:
+    """The server's limits, and the client's own in `X-Request-Timeout`. Raises `InvalidRequest`."""
+    deadline = settings.limits.request_timeout_seconds or None
+    if (text := request.headers.get("x-request-timeout")) is not None:
+        try:
+            wanted = float(text)
+        except ValueError:
+            wanted = 0
+        if not 0 < wanted < float("inf"):
+            raise InvalidRequest(f"X-Request-Timeout must be a number of seconds above 0, got {text!r:.100}.")
+        deadline = wanted if deadline is None else min(wanted, deadline)
+    return Patience(settings.server.keep_alive_seconds or None, deadline)
 
 
 def require_json(request: Request) -> None:

@@ -9,16 +9,25 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ..engine.base import Engine, GenerationRequest, Kind
+from ..engine.base import GenerationRequest, Kind, TokenStream
 from ..errors import InvalidRequest
 from ..generation import Generator
 from ..logs import current_request
 from ..models import Models
-from ..settings import LimitsSettings
-from .body import read_body
+from ..settings import LimitsSettings, Settings
+from .body import body_size, patience_of, read_body
 from .docs import errors, request_schema
 from .schemas import ChatCompletion, ChatCompletionBody, Completion, CompletionBody, GenerationBody
-from .streaming import ChunkWriter, GenerationStream, TextWriter, until_disconnect
+from .streaming import (
+    EVENT_STREAM_HEADERS,
+    JSON_LINES_HEADERS,
+    TEXT_HEADERS,
+    ChunkWriter,
+    GenerationStream,
+    TextWriter,
+    Writer,
+    until_disconnect,
+)
 
 # OpenAI's parameters that cannot change Gemma's answer, accepted and dropped. `store` and `metadata` keep an
 # answer in OpenAI's dashboard, `service_tier`, `prediction` and `prompt_cache_*` buy speed there.
@@ -53,14 +62,16 @@ _NOT_SUPPORTED = {
 }
 
 
-def router(generator: Generator, engine: Engine, models: Models, limits: LimitsSettings) -> APIRouter:
+def router(generator: Generator, models: Models, settings: Settings) -> APIRouter:
     routes = APIRouter(tags=["generation"])
 
     async def generate(kind: Kind, request: Request, schema: type[GenerationBody]) -> Response:
-        engine.status.require_serving()  # before the body: a loading server must not parse megabytes
+        size = body_size(request)
+        generator.require_room(size)  # before the body: who cannot serve it must not parse megabytes
+        patience = patience_of(request, settings)
         body, checked = await read_body(request, schema)
-        _check_parameters(body, limits)
-        work = _request(kind, body, models)
+        _check_parameters(body, settings.limits)
+        work = _request(kind, body, models, size)
         form = _stream_form(request)
         if form == "text" and (checked.n or 1) > 1:
             raise InvalidRequest(
@@ -68,15 +79,17 @@ def router(generator: Generator, engine: Engine, models: Models, limits: LimitsS
             )
         if checked.stream or form != "events":
             work.body["stream"] = True
-            stream = await generator.stream(work)
             usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            writer = (
-                TextWriter()
-                if form == "text"
-                else ChunkWriter(kind, stream.tokens, usage, json_lines=form == "lines")
+
+            def make_writer(stream: TokenStream) -> Writer:
+                if form == "text":
+                    return TextWriter()
+                return ChunkWriter(kind, stream, usage, json_lines=form == "lines")
+
+            return GenerationStream(
+                lambda: generator.stream(work), make_writer, _HEADERS[form], patience, checked.n or 1
             )
-            return GenerationStream(stream, writer, checked.n or 1)
-        answer = await until_disconnect(request.receive, generator.complete(work))
+        answer = await until_disconnect(request.receive, generator.complete(work), patience.deadline)
         return Response(orjson.dumps(answer), media_type="application/json")
 
     @routes.post(
@@ -104,13 +117,21 @@ def router(generator: Generator, engine: Engine, models: Models, limits: LimitsS
     return routes
 
 
-def _stream_form(request: Request) -> Literal["events", "text", "lines"]:
+Form = Literal["events", "text", "lines"]
+_HEADERS: dict[Form, list[tuple[bytes, bytes]]] = {
+    "events": EVENT_STREAM_HEADERS,
+    "text": TEXT_HEADERS,
+    "lines": JSON_LINES_HEADERS,
+}
+
+
+def _stream_form(request: Request) -> Form:
     """What the client would rather read than JSON or events, by its `Accept`."""
     first = request.headers.get("accept", "").partition(",")[0].partition(";")[0].strip().lower()
     return {"text/plain": "text", "application/x-ndjson": "lines"}.get(first, "events")  # type: ignore[return-value]
 
 
-def _request(kind: Kind, body: dict[str, Any], models: Models) -> GenerationRequest:
+def _request(kind: Kind, body: dict[str, Any], models: Models, size: int) -> GenerationRequest:
     model = models.resolve(body.get("model"))
     record = current_request.get()
     if record is not None:
@@ -119,7 +140,13 @@ def _request(kind: Kind, body: dict[str, Any], models: Models) -> GenerationRequ
     passed = {
         name: value for name, value in body.items() if value is not None and name not in _WITHOUT_EFFECT
     }
-    return GenerationRequest(kind, passed, record.id if record else uuid.uuid4().hex, model)
+    answers = _prompts(body) * (body.get("n") or 1)
+    return GenerationRequest(kind, passed, record.id if record else uuid.uuid4().hex, model, size, answers)
+
+
+def _prompts(body: dict[str, Any]) -> int:
+    prompt = body.get("prompt")
+    return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
 
 
 def _check_parameters(body: dict[str, Any], limits: LimitsSettings) -> None:
@@ -145,9 +172,7 @@ def _check_parameters(body: dict[str, Any], limits: LimitsSettings) -> None:
         raise InvalidRequest(
             f"'n' is {n}; at most {limits.max_n} answers at once.", param="n", code="invalid_value"
         )
-    prompt = body.get("prompt")
-    prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
-    if prompts * n > limits.max_sequences:
+    if (prompts := _prompts(body)) * n > limits.max_sequences:
         raise InvalidRequest(
             f"{prompts} prompts times {n} answers are {prompts * n}; at most {limits.max_sequences} at once.",
             param="prompt",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -11,13 +10,15 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..engine.base import Engine, RelayKind
+from ..engine.base import RelayKind
 from ..errors import ServeError
+from ..generation import Generator, RelayedEvents
 from ..logs import current_request
 from ..models import Models
-from .body import parse_json, require_json
+from ..settings import Settings
+from .body import body_size, parse_json, patience_of, require_json
 from .docs import errors
-from .streaming import EVENT_STREAM_HEADERS, ClientDisconnected, until_disconnect
+from .streaming import EVENT_STREAM_HEADERS, Patience, StreamedResponse, until_disconnect
 
 # https://docs.anthropic.com/en/api/errors
 _ANTHROPIC_TYPES = {
@@ -28,53 +29,77 @@ _ANTHROPIC_TYPES = {
 }
 
 
-class RelayedStream(Response):
-    """Sends the events as they come; the status with the first, so that an early failure has its own."""
+class RelayedStream(StreamedResponse):
+    """The events as they come."""
 
-    def __init__(self, events: AsyncIterator[bytes]) -> None:
-        self.background = None
-        self._events = events
+    def __init__(self, open: Callable[[], Awaitable[Any]], patience: Patience) -> None:
+        super().__init__(EVENT_STREAM_HEADERS, patience)
+        self._open = open
 
+    async def run(self) -> bytes:
+        events: RelayedEvents = await self._open()
+        try:
+            async for event in events:
+                await self.emit(event)
+        finally:
+            await events.aclose()
+        return b""
+
+    def render_error(self, error: ServeError) -> bytes:
+        event = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+        return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
+
+
+class AnthropicStream(RelayedStream):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.suppress(ClientDisconnected):
-            await until_disconnect(receive, self._send(send))
+        try:
+            await super().__call__(scope, receive, send)
+        except ServeError as error:
+            await _anthropic_response(error)(scope, receive, send)
 
-    async def _send(self, send: Send) -> None:
-        started = False
-        async for event in self._events:
-            if not started:
-                started = True
-                await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM_HEADERS})
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-        if not started:
-            raise ServeError("The engine ended the answer without an event; the server's log says why.")
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    def render_error(self, error: ServeError) -> bytes:
+        return b"event: error\ndata: " + orjson.dumps(_anthropic_body(error)) + b"\n\n"
 
 
-def router(engine: Engine, models: Models) -> APIRouter:
+def _anthropic_body(error: ServeError) -> dict[str, Any]:
+    fallback = "invalid_request_error" if error.status < 500 else "api_error"
+    name = _ANTHROPIC_TYPES.get(error.status, fallback)
+    return {"type": "error", "error": {"type": name, "message": error.message}}
+
+
+def _anthropic_response(error: ServeError) -> Response:
+    return Response(orjson.dumps(_anthropic_body(error)), error.status, error.headers, "application/json")
+
+
+_STREAMS = {"responses": RelayedStream, "messages": AnthropicStream}
+
+
+def router(generator: Generator, models: Models, settings: Settings) -> APIRouter:
     routes = APIRouter()
 
     async def relay(kind: RelayKind, request: Request) -> Response:
-        engine.status.require_serving()
+        size = body_size(request)
+        generator.require_room(size)
+        patience = patience_of(request, settings)
         require_json(request)
         body = parse_json(await request.body())
         body["model"] = models.resolve(body.get("model"))
         if (record := current_request.get()) is not None:
             record.model = body["model"]
-        answer = await until_disconnect(request.receive, engine.relay(kind, body))
-        if isinstance(answer, dict):
-            return Response(orjson.dumps(answer), media_type="application/json")
-        return RelayedStream(answer)
+
+        async def work() -> Any:
+            return await generator.relay(kind, body, size)
+
+        if body.get("stream") is True and kind in _STREAMS:
+            return _STREAMS[kind](work, patience)
+        answer = await until_disconnect(request.receive, work(), patience.deadline)
+        return Response(orjson.dumps(answer), media_type="application/json")
 
     async def anthropic(kind: RelayKind, request: Request) -> Response:
         try:
             return await relay(kind, request)
         except ServeError as error:
-            name = _ANTHROPIC_TYPES.get(
-                error.status, "invalid_request_error" if error.status < 500 else "api_error"
-            )
-            body = {"type": "error", "error": {"type": name, "message": error.message}}
-            return Response(orjson.dumps(body), error.status, error.headers, "application/json")
+            return _anthropic_response(error)
 
     @routes.post(
         "/v1/responses",

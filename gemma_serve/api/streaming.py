@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import orjson
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..engine.base import Delta, Kind, TokenStream
-from ..errors import ServeError, ShuttingDown
+from ..errors import DeadlineExceeded, ServeError, ShuttingDown
 from ..generation import RecordedStream
 
 logger = logging.getLogger(__name__)
@@ -28,22 +29,27 @@ def stream_headers(content_type: bytes) -> list[tuple[bytes, bytes]]:
 
 
 EVENT_STREAM_HEADERS = stream_headers(b"text/event-stream; charset=utf-8")
+JSON_LINES_HEADERS = stream_headers(b"application/x-ndjson")
+TEXT_HEADERS = stream_headers(b"text/plain; charset=utf-8")
 
 
 class ClientDisconnected(Exception):
     """The client has gone; nobody is left to answer."""
 
 
-async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
+async def until_disconnect(receive: Receive, work: Awaitable[T], seconds: float | None = None) -> T:
     """Await `work`, but cancel it as soon as the client leaves. Raises `ClientDisconnected`.
 
     The request's body must have been read: what `receive` gives after it can only be the disconnect.
-    Raises `ShuttingDown` when the server cancels the request because the time to finish it has run out.
+    Raises `DeadlineExceeded` after `seconds`, and `ShuttingDown` when the server cancels the request because
+    the time to finish it has run out.
     """
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnect(receive))
     try:
-        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait((task, watcher), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            raise DeadlineExceeded(f"The answer was not finished within {seconds:g} s.")
         if not task.done():
             raise ClientDisconnected
     except asyncio.CancelledError:
@@ -61,57 +67,125 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-class GenerationStream(Response):
-    """A response that sends a generation as it comes, in the form of `writer`.
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a client waits: in silence, and in all; seconds, None for as long as it takes."""
 
-    The status is sent with the first tokens, so that what fails before them has an HTTP status of its own.
+    keep_alive: float | None = None
+    deadline: float | None = None
+
+
+class StreamedResponse(Response):
+    """Sends bytes as they come.
+
+    The status goes with the first of them, so that what fails before has an HTTP status of its own; what
+    fails later is told in the stream. Server-sent events have comments in long silences (in the engine's
+    queue, in a prefill, while a dead engine is replaced), as proxies cut connections on which nothing comes;
+    the status then goes with the first comment.
     """
 
-    def __init__(self, stream: RecordedStream, writer: Writer, n: int) -> None:
+    def __init__(self, headers: list[tuple[bytes, bytes]], patience: Patience) -> None:
         self.background = None  # FastAPI asks; nothing else of the base class is used
-        self._stream = stream
+        self._stream_headers = headers
+        self._patience = patience
         self._started = False
-        self._writer = writer
-        self._n = n
+        self._sending = False
+        self._silent = True
+        self._ended = False
+
+    async def run(self) -> bytes:
+        """Send everything but the end, which is returned."""
+        raise NotImplementedError
+
+    def render_error(self, error: ServeError) -> bytes:
+        """The end of a stream that fails."""
+        return b"data: " + orjson.dumps(error.body()) + b"\n\n"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._asgi_send = send
+        loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        if self._patience.keep_alive and self._stream_headers is EVENT_STREAM_HEADERS:
+            self._timer = loop.call_later(self._patience.keep_alive, self._tick, loop)
         try:
-            await until_disconnect(receive, self._send(send))
+            end = await until_disconnect(receive, self.run(), self._patience.deadline)
         except ClientDisconnected:
-            pass
-        except ShuttingDown as error:
-            if not self._started:
-                raise
-            await send({"type": "http.response.body", "body": self._writer.error(error), "more_body": False})
-
-    async def _send(self, send: Send) -> None:
-        try:
-            async for deltas in self._stream:
-                chunks = b"".join(map(self._writer.delta, deltas))
-                if not self._started:
-                    self._started = True
-                    await send(
-                        {"type": "http.response.start", "status": 200, "headers": self._writer.headers}
-                    )
-                    chunks = self._writer.opening(self._n) + chunks
-                await send({"type": "http.response.body", "body": chunks, "more_body": True})
-            ending = self._writer.ending()
+            return
         except ServeError as error:
             if not self._started:
                 raise
             logger.warning("A stream ended early: %s", error.message)
-            ending = self._writer.error(error)
+            end = self.render_error(error)
         finally:
-            await self._stream.aclose()
+            self._ended = True
+            if self._timer is not None:
+                self._timer.cancel()
         if not self._started:
             raise ServeError("The engine ended the answer without a token; the server's log says why.")
-        await send({"type": "http.response.body", "body": ending, "more_body": False})
+        await send({"type": "http.response.body", "body": end, "more_body": False})
+
+    async def emit(self, data: bytes) -> None:
+        self._silent = False
+        self._sending = True
+        if not self._started:
+            self._started = True
+            await self._asgi_send(
+                {"type": "http.response.start", "status": 200, "headers": self._stream_headers}
+            )
+        await self._asgi_send({"type": "http.response.body", "body": data, "more_body": True})
+        self._sending = False
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        # A client that does not read needs no comments: `emit` still waits for it.
+        if self._silent and not self._sending:
+            self._comment = loop.create_task(self._keep_alive())
+        self._silent = True
+        assert self._patience.keep_alive is not None
+        self._timer = loop.call_later(self._patience.keep_alive, self._tick, loop)
+
+    async def _keep_alive(self) -> None:
+        if not self._ended:
+            await self.emit(b": keep-alive\n\n")
+
+
+class GenerationStream(StreamedResponse):
+    """A generation as it comes: `open` begins it, `make_writer` knows its form."""
+
+    def __init__(
+        self,
+        open: Callable[[], Awaitable[RecordedStream]],
+        make_writer: Callable[[TokenStream], Writer],
+        headers: list[tuple[bytes, bytes]],
+        patience: Patience,
+        n: int,
+    ) -> None:
+        super().__init__(headers, patience)
+        self._open = open
+        self._make_writer = make_writer
+        self._writer: Writer | None = None
+        self._n = n
+
+    async def run(self) -> bytes:
+        stream = await self._open()
+        try:
+            self._writer = writer = self._make_writer(stream.tokens)
+            first = True
+            async for deltas in stream:
+                chunks = b"".join(map(writer.delta, deltas))
+                if first:
+                    first = False
+                    chunks = writer.opening(self._n) + chunks
+                await self.emit(chunks)
+            return writer.ending()
+        finally:
+            await stream.aclose()
+
+    def render_error(self, error: ServeError) -> bytes:
+        return super().render_error(error) if self._writer is None else self._writer.error(error)
 
 
 class Writer(Protocol):
     """Renders one stream."""
-
-    headers: list[tuple[bytes, bytes]]
 
     def opening(self, n: int) -> bytes: ...
 
@@ -126,8 +200,6 @@ class Writer(Protocol):
 
 class TextWriter:
     """The bare text, for who reads it in a terminal."""
-
-    headers = stream_headers(b"text/plain; charset=utf-8")
 
     def opening(self, n: int) -> bytes:
         return b""
@@ -148,7 +220,6 @@ class ChunkWriter:
     def __init__(
         self, kind: Kind, stream: TokenStream, include_usage: bool, *, json_lines: bool = False
     ) -> None:
-        self.headers = stream_headers(b"application/x-ndjson") if json_lines else EVENT_STREAM_HEADERS
         start, end = (b"", b"\n") if json_lines else (b"data: ", b"\n\n")
         self._start, self._end = start, end
         self._done = b"" if json_lines else b"data: [DONE]\n\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
@@ -85,6 +85,10 @@ class GenerationRequest:
     request_id: str
     model: str
     """The served model's own name; `body["model"]` may be an alias."""
+    size: int = 0
+    """Of the body as it was sent, in bytes."""
+    answers: int = 1
+    """How many sequences the engine works on for it: prompts times `n`."""
 
 
 @dataclass(slots=True)
@@ -160,8 +164,14 @@ class Engine(Protocol):
         """Validate and prepare; the stream starts when it is iterated. Raises `ServeError`."""
         ...
 
-    async def relay(self, kind: RelayKind, body: dict[str, Any]) -> dict[str, Any] | AsyncIterator[bytes]:
+    async def relay(
+        self, kind: RelayKind, body: dict[str, Any]
+    ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
         """The answer of vLLM's own handler, or its server-sent events. Raises `ServeError`."""
+        ...
+
+    def capacity(self) -> int:
+        """How many answers it works on at once."""
         ...
 
     def model_length(self) -> int | None:

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -225,13 +225,23 @@ class VLLMEngine:
     async def stream(self, request: GenerationRequest) -> TokenStream:
         return await self._ready().stream(request)
 
-    async def relay(self, kind: RelayKind, body: dict[str, Any]) -> dict[str, Any] | AsyncIterator[bytes]:
+    async def relay(
+        self, kind: RelayKind, body: dict[str, Any]
+    ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
         return await self._ready().relay.call(kind, body)
 
     def _ready(self) -> VLLMServing:
         self.status.require_serving()
         assert self._serving is not None
         return self._serving
+
+    def capacity(self) -> int:
+        if self._llm is None:
+            return 1
+        sequences = int(self._llm.vllm_config.scheduler_config.max_num_seqs)
+        return sequences + max(
+            4, sequences // 8
+        )  # a few wait in the engine, so that no step has a free place
 
     def model_length(self) -> int | None:
         return None if self._llm is None else int(self._llm.model_config.max_model_len)

@@ -5,7 +5,7 @@ Their bodies, answers and events stay vLLM's; model names, errors, abort and adm
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -54,7 +54,9 @@ class Relay:
             "detokenize": tokens.create_detokenize,
         }
 
-    async def call(self, kind: RelayKind, body: dict[str, Any]) -> dict[str, Any] | AsyncIterator[bytes]:
+    async def call(
+        self, kind: RelayKind, body: dict[str, Any]
+    ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
         """The answer, or its server-sent events when the body asks for a stream. Raises `ServeError`."""
         with mapped_errors():
             try:
@@ -71,13 +73,14 @@ class Relay:
         return answer
 
 
-async def _events(source: AsyncGenerator[Any, None]) -> AsyncIterator[bytes]:
+async def _events(source: AsyncGenerator[Any, None]) -> AsyncGenerator[bytes, None]:
     try:
-        async for event in source:
-            if isinstance(event, str):
-                yield event.encode()
-            else:
-                data = event.model_dump_json(by_alias=True).encode()
-                yield b"event: " + event.type.encode() + b"\ndata: " + data + b"\n\n"
+        with mapped_errors():
+            async for event in source:
+                if isinstance(event, str):
+                    yield event.encode()
+                else:
+                    data = event.model_dump_json(by_alias=True).encode()
+                    yield b"event: " + event.type.encode() + b"\ndata: " + data + b"\n\n"
     finally:
         await source.aclose()

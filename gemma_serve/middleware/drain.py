@@ -1,0 +1,50 @@
+"""Counts requests under way, and refuses new ones once the server is about to end."""
+
+from __future__ import annotations
+
+import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..drain import Drain
+from ..errors import ShuttingDown
+
+_ANSWERED_TO_THE_END = ("/health", "/metrics")  # probes and scrapers ask how it goes on
+
+
+class DrainRequests:
+    """While the server drains, every answer asks its client to connect anew: elsewhere, behind a balancer."""
+
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self.app = app
+        self._drain = drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or scope["path"].startswith(_ANSWERED_TO_THE_END):
+            await self.app(scope, receive, send)
+            return
+        if self._drain.refusing:
+            await _refuse(scope, send)
+            return
+
+        async def send_closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._drain.begun:
+                headers = [*message.get("headers", []), (b"connection", b"close")]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        self._drain.enter()
+        try:
+            await self.app(scope, receive, send_closing)
+        finally:
+            self._drain.leave()
+
+
+async def _refuse(scope: Scope, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1001, "reason": "the server is shutting down"})
+        return
+    error = ShuttingDown("The server is shutting down. Try again: another may take its place.", retry_after=1)
+    headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+    headers += [(b"content-type", b"application/json"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": orjson.dumps(error.body())})
