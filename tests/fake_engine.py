@@ -56,6 +56,8 @@ class FakeEngine:
         self.hanging = 0
         self.cancelled = 0
         self._ready = ready
+        self.go_on = asyncio.Event()
+        """Set it to end the hanging."""
 
     async def start(self) -> None:
         if self._ready:
@@ -83,7 +85,7 @@ class FakeEngine:
     async def hang(self) -> None:
         self.hanging += 1
         try:
-            await asyncio.Event().wait()
+            await self.go_on.wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise

@@ -1,0 +1,88 @@
+"""The engine is killed or frozen under every kind of client: they notice a pause, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from ..conftest import ServerProcess, start_server, until
+from .conftest import FULL, engine_process
+from .load import Answer, Load
+
+STREAMS = 64
+SESSION = pytest.mark.asyncio(loop_scope="module")
+pytestmark = SESSION
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server() -> AsyncIterator[ServerProcess]:
+    server = start_server(
+        *("--config", "demo", "--set", "supervisor.max_restarts=100"),
+        *("--set", "health.stall_seconds=2", "--set", "health.stall_restart_seconds=8"),
+    )
+    try:
+        await asyncio.to_thread(server.wait_ready)
+        yield server
+    finally:
+        code = server.end()
+    assert code == 0, server.text[-5000:]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def load(server: ServerProcess) -> AsyncIterator[Load]:
+    load = Load(server.url, STREAMS)
+    yield load
+    await load.aclose()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def undisturbed(load: Load) -> list[Answer | BaseException]:
+    answers = await load.run()
+    assert not failures(answers, answers)
+    return answers
+
+
+def failures(answers: list[Answer | BaseException], wanted: list[Answer | BaseException]) -> list[str]:
+    """A line for each answer that failed or differs."""
+    return [
+        f"{index}: {answer!r:.300} instead of {right!r:.300}"
+        for index, (answer, right) in enumerate(zip(answers, wanted, strict=True))
+        if isinstance(answer, BaseException) or answer != right
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5 if FULL else 1))
+@pytest.mark.parametrize("victim", ["EngineCore", "Worker"])
+async def test_killed(
+    server: ServerProcess, load: Load, undisturbed: list[Answer | BaseException], victim: str, seed: int
+) -> None:
+    running = asyncio.create_task(load.run())
+    moment = random.Random(f"{victim}{seed}").randrange(50, 3000)
+    await until(lambda: load.tokens >= moment, 120)
+    engine_process(server, victim).send_signal(signal.SIGKILL)
+    assert not failures(await running, undisturbed)
+
+
+async def test_frozen(server: ServerProcess, load: Load, undisturbed: list[Answer | BaseException]) -> None:
+    running = asyncio.create_task(load.run())
+    await until(lambda: load.tokens >= 500, 120)
+    frozen = engine_process(server, "EngineCore")
+    frozen.send_signal(signal.SIGSTOP)
+    started = time.monotonic()
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        while (await client.get("/health/ready")).status_code == 200:
+            assert time.monotonic() - started < 30, "ready for 30 s with a frozen engine"
+            await asyncio.sleep(0.05)
+        ready = (await client.get("/health/ready")).json()
+        assert ready["status"] in ("stalled", "restarting"), ready
+        assert (await client.get("/health/live")).status_code == 200
+        assert not failures(await running, undisturbed)
+        assert (await client.get("/health/ready")).status_code == 200
+    assert not frozen.is_running()

@@ -1,0 +1,135 @@
+"""Streams in time: comments in silence, deadlines, and what a client sees of both."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from gemma_serve.app import create_app
+from gemma_serve.settings import Settings
+
+from .conftest import serving, until
+from .fake_engine import FakeEngine
+
+MESSAGES: Any = [{"role": "user", "content": "Hi"}]
+STREAM = {"messages": MESSAGES, "stream": True}
+
+
+def settings(**server: float) -> Settings:
+    return Settings(model={"name": "gemma-demo"}, server=server)
+
+
+async def test_comments_keep_a_silent_stream_alive() -> None:
+    engine = FakeEngine(("Hello", " you", " all"), hang_at=1)
+    app = create_app(settings(keep_alive_seconds=0.02), engine)
+    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+        comments, data = 0, []
+        async with client.stream("POST", "/v1/chat/completions", json=STREAM) as answer:
+            async for line in answer.aiter_lines():
+                if line == ": keep-alive":
+                    comments += 1
+                    if comments == 3:
+                        engine.go_on.set()
+                elif line:
+                    data.append(line)
+        assert comments >= 3
+        assert data[-1] == "data: [DONE]"
+        assert "".join(data).count('"content":') == 4  # the opening chunk, and three words
+
+
+async def test_the_first_comment_brings_the_status() -> None:
+    engine = FakeEngine(hang_at=0)
+    app = create_app(settings(keep_alive_seconds=0.02), engine)
+    async with serving(app) as url:
+        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        stream = await client.chat.completions.create(model="gemma-demo", messages=MESSAGES, stream=True)
+        assert (
+            engine.streams[0].usage.completion_tokens == 0
+        )  # the client has its status, and no token is there
+        engine.go_on.set()
+        text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+        assert text == "Hello world"
+        await client.close()
+
+
+async def test_an_error_after_a_comment_is_told_in_the_stream() -> None:
+    engine = FakeEngine(hang_at=0, fail_at=1)
+    app = create_app(settings(keep_alive_seconds=0.02), engine)
+    async with serving(app) as url:
+        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        stream = await client.chat.completions.create(model="gemma-demo", messages=MESSAGES, stream=True)
+        engine.go_on.set()
+        with pytest.raises(openai.APIError, match="the fake engine failed"):
+            [chunk async for chunk in stream]
+        await client.close()
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "application/x-ndjson"])
+async def test_only_events_have_comments(accept: str) -> None:
+    engine = FakeEngine(hang_at=1)
+    app = create_app(settings(keep_alive_seconds=0.02), engine)
+    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+        asking = asyncio.create_task(
+            client.post("/v1/chat/completions", json={"messages": MESSAGES}, headers={"Accept": accept})
+        )
+        await until(lambda: engine.hanging == 1)
+        await asyncio.sleep(0.1)  # five times the interval: a comment would have been sent
+        engine.go_on.set()
+        assert "keep-alive" not in (await asking).text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_deadline_ends_the_work(stream: bool) -> None:
+    engine = FakeEngine(hang_at=0)
+    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post(
+            "/v1/chat/completions",
+            json={"messages": MESSAGES, "stream": stream},
+            headers={"X-Request-Timeout": "0.05"},
+        )
+        assert answer.status_code == 504
+        assert answer.json()["error"]["code"] == "deadline_exceeded"
+        assert "0.05 s" in answer.json()["error"]["message"]
+        assert engine.cancelled == 1
+
+
+async def test_a_deadline_in_the_middle_is_the_streams_last_event() -> None:
+    engine = FakeEngine(hang_at=1)
+    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post("/v1/chat/completions", json=STREAM, headers={"X-Request-Timeout": "0.05"})
+        assert answer.status_code == 200
+        assert '"code":"deadline_exceeded"' in answer.text.strip().splitlines()[-1]
+        assert "[DONE]" not in answer.text
+        assert engine.streams[0].closed
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf", ""])
+async def test_a_wrong_deadline_is_refused(value: str) -> None:
+    app = create_app(settings(), FakeEngine())
+    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post(
+            "/v1/chat/completions", json={"messages": MESSAGES}, headers={"X-Request-Timeout": value}
+        )
+        assert answer.status_code == 400
+        assert "X-Request-Timeout" in answer.json()["error"]["message"]
+
+
+async def test_a_full_queue_refuses_before_it_reads_the_body() -> None:
+    engine = FakeEngine(hang_at=0)
+    engine.capacity = lambda: 1  # type: ignore[method-assign]
+    limits = Settings(model={"name": "gemma-demo"}, queue={"max_requests": 1})
+    async with serving(create_app(limits, engine)) as url, httpx.AsyncClient(base_url=url) as client:
+        asked = [asyncio.create_task(client.post("/v1/chat/completions", json=STREAM)) for _ in range(3)]
+        await until(lambda: sum(task.done() for task in asked) == 1)
+        (refused,) = [task.result() for task in asked if task.done()]
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "engine_overloaded"
+        assert int(refused.headers["retry-after"]) > 0
+        broken = await client.post("/v1/chat/completions", content=b"{")
+        assert broken.status_code == 503
+        engine.go_on.set()
+        assert sorted(answer.status_code for answer in await asyncio.gather(*asked)) == [200, 200, 503]
