@@ -238,6 +238,9 @@ def _delta(choice: dict[str, Any], extra: dict[str, Any]) -> Delta:
     text = choice.pop("text", "")
     if delta is not None:
         delta = {key: value for key, value in delta.items() if value is not None and key != "role"}
+        for call in delta.get("tool_calls", ()):  # OpenAI names the function in its first piece only
+            if (function := call.get("function") or {}).get("name", "") is None:
+                del function["name"]
         if delta.keys() <= {"content"}:
             text, delta = delta.get("content", ""), None
     details = {key: value for key, value in choice.items() if value is not None}
@@ -265,6 +268,8 @@ def chat_answer(response: ChatCompletionResponse) -> tuple[dict[str, Any], Usage
     for choice in body["choices"]:
         choice["message"] = {"role": None, "content": None, "refusal": None} | choice["message"]
         choice["message"]["role"] = "assistant"  # vLLM says "user" when a user's message was continued
+        if choice["message"].get("tool_calls") and not choice["message"]["content"]:
+            choice["message"]["content"] = None  # vLLM says "" when it forced the call
     return body, usage
 
 
