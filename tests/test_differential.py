@@ -227,7 +227,7 @@ async def test_usage_in_every_chunk_equals_vllms(pair: Pair, path: str, case: di
 
 
 async def test_echo_with_logprobs_of_several_answers(pair: Pair) -> None:
-    """vLLM's own stream of these fails at times, when it is behind; ours must say what the whole answer says."""
+    """vLLM's own stream of these fails at times, when it is behind; ours equals our whole answer."""
     for seed in range(12):
         body = {"prompt": "Once upon", "echo": True, "logprobs": 1, "n": 3, "max_tokens": 3, "seed": seed}
         whole = await pair.ours("/v1/completions", body)
