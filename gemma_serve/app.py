@@ -18,6 +18,7 @@ from .admission import Admission
 from .api import docs, generate, relay
 from .api import health as health_api
 from .api import models as models_api
+from .api import version as version_api
 from .api.schemas import ChatCompletionBody, CompletionBody
 from .api.streaming import ClientDisconnected
 from .drain import Drain
@@ -83,6 +84,7 @@ def create_app(
     app.include_router(relay.router(generator, models, settings))
     app.include_router(models_api.router(models))
     app.include_router(health_api.router(health))
+    app.include_router(version_api.router())
     docs.install(app, [ChatCompletionBody, CompletionBody])
     app.add_exception_handler(ServeError, _render_error)
     app.add_exception_handler(HTTPException, _render_http_error)

@@ -9,9 +9,11 @@ import httpx
 import pytest
 from openapi_spec_validator import validate
 
+from gemma_serve import __version__
 from gemma_serve.app import create_app, middleware
 from gemma_serve.drain import Drain
 from gemma_serve.engine.base import EngineState
+from gemma_serve.engine.installed import vllm_version
 from gemma_serve.errors import ContextLengthExceeded
 from gemma_serve.settings import Settings
 
@@ -129,6 +131,25 @@ async def test_head_for_probes() -> None:
     ):
         for path in ("/health", "/health/live", "/health/ready"):
             assert (await client.head(path)).status_code == 200
+
+
+async def test_ping_says_what_ready_says() -> None:
+    engine = FakeEngine(ready=False)
+    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+        for state in EngineState:
+            engine.status.set(state)
+            ready = await client.get("/health/ready")
+            for method in ("GET", "POST"):
+                answer = await client.request(method, "/ping")
+                assert (answer.status_code, answer.content) == (ready.status_code, b""), state
+                assert answer.headers.get("retry-after") == ready.headers.get("retry-after")
+
+
+async def test_version_needs_no_engine() -> None:
+    app = create_app(settings(), FakeEngine(ready=False))
+    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+        answer = await client.get("/version")
+    assert answer.json() == {"version": vllm_version(), "gemma_serve": __version__}
 
 
 async def test_cors_only_for_configured_origins() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from gemma_serve import __version__
 from gemma_serve.app import create_app
+from gemma_serve.engine_fields import ENGINE_FIELDS
 from gemma_serve.settings import Settings, fields, variable_name
 
 from .conftest import ROOT, ServerProcess
@@ -91,3 +92,37 @@ def test_the_python_snippet_works_as_pasted(live: ServerProcess, tmp_path: Path)
     run = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip()
+
+
+MOVING = README.partition("## Moving from `vllm serve`")[2].partition("\n## ")[0]
+
+
+def test_the_flags_of_vllm_serve_and_our_settings_exist() -> None:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    flags = set(make_arg_parser(FlexibleArgumentParser())._option_string_actions)
+    ours = {f"{section}.{field}" for section, field, _ in SETTINGS} | {f"engine.{f}" for f in ENGINE_FIELDS}
+    rows = re.findall(r"^\| (?!Flag)([^|]*--[^|]*) \| ([^|]*) \|$", MOVING, re.MULTILINE)
+    assert len(rows) > 25
+    for theirs, here in rows:
+        named = set(re.findall(r"`(--[\w-]+)`", theirs))
+        assert named and named <= flags, f"vllm serve has no {named - flags}"
+        settings = set(re.findall(r"`([a-z]+\.[a-z_]+)`", here))
+        assert settings <= ours, f"there is no setting {settings - ours}"
+
+
+def test_the_routes_of_vllm_serve_are_answered_as_told() -> None:
+    answered, _, rest = MOVING.partition("\nNot answered:")
+    not_answered = rest.partition("\n\n")[0]
+    paths = set(create_app(Settings()).openapi()["paths"])
+    routes = set(re.findall(r"`(/[\w/{}.]+)`", answered.partition("that are answered here:")[2]))
+    assert routes and routes <= paths, f"not answered: {routes - paths}"
+    missing = set(re.findall(r"`(/[\w/{}.]+)`", not_answered))
+    assert missing and not missing & paths, f"answered by now: {missing & paths}"
+
+
+def test_every_preset_stands_in_its_table() -> None:
+    listed = set(re.findall(r"^\| `([\w-]+)` \| [^|]* \| [^|]* \|$", README, re.MULTILINE))
+    presets = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+    assert presets <= listed, f"README.md's table of presets lacks {presets - listed}"

@@ -18,6 +18,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from gemma_serve import engine_fields
+from gemma_serve.engine.installed import vllm_version
 from gemma_serve.engine.supervisor import Supervisor
 from gemma_serve.engine.vllm_errors import map_error, raise_for_error
 from gemma_serve.engine.vllm_names import ErrorInfo, ErrorResponse
@@ -30,6 +31,10 @@ def test_the_engine_fields_are_those_of_this_vllm() -> None:
         pytest.skip(f"the list is of vLLM {engine_fields.VLLM_VERSION}; `make lock` renews it")
     names = {field.name for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")}
     assert set(engine_fields.ENGINE_FIELDS) == names
+
+
+def test_the_version_told_is_vllms() -> None:
+    assert (vllm_version() or "").split("+")[0] == vllm.__version__.split("+")[0]
 
 
 def test_the_supervisor_has_the_whole_interface() -> None:

@@ -1,9 +1,9 @@
-"""`GET /health`, `/health/live` and `/health/ready`."""
+"""`GET /health`, `/health/live`, `/health/ready` and `/ping`."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from ..health import Health
 from .schemas import HealthSummary
@@ -15,13 +15,18 @@ def router(health: Health) -> APIRouter:
         200: {"model": HealthSummary},
         503: {"model": HealthSummary},
     }
+    bare: dict[int | str, dict[str, object]] = {503: {"description": "Not ready"}}
+
+    def readiness() -> tuple[int, dict[str, str]]:
+        headers = {"Cache-Control": "no-store"}
+        return (200, headers) if health.ready() else (503, headers | {"Retry-After": "5"})
 
     @routes.get("/health", summary="Summary", responses=responses)
     @routes.get("/health/ready", summary="Would a request sent now be served?", responses=responses)
     async def ready() -> JSONResponse:
         """503 with the reason while the model loads, drains or has failed."""
-        headers = {"Cache-Control": "no-store"} | ({} if health.ready() else {"Retry-After": "5"})
-        return JSONResponse(health.summary(), 200 if health.ready() else 503, headers)
+        status, headers = readiness()
+        return JSONResponse(health.summary(), status, headers)
 
     @routes.head("/health", include_in_schema=False)
     @routes.head("/health/ready", include_in_schema=False)
@@ -37,5 +42,12 @@ def router(health: Health) -> APIRouter:
     async def live() -> JSONResponse:
         """503 only when a restart would help."""
         return JSONResponse(health.summary(), 200 if health.live() else 503, {"Cache-Control": "no-store"})
+
+    @routes.get("/ping", summary="As /health/ready, without a body", response_class=Response, responses=bare)
+    @routes.post("/ping", summary="As /health/ready, without a body", response_class=Response, responses=bare)
+    async def ping() -> Response:
+        """What SageMaker asks, and `vllm serve` answers."""
+        status, headers = readiness()
+        return Response(status_code=status, headers=headers)
 
     return routes

@@ -271,6 +271,12 @@ class Error(BaseModel):
     error: ErrorDetail
 
 
+class Version(BaseModel):
+    version: str | None
+    """Of vLLM."""
+    gemma_serve: str
+
+
 class HealthSummary(BaseModel):
     status: str
     phase: str | None = None

@@ -71,6 +71,8 @@ class CompletionServing(OpenAIServingCompletion):  # type: ignore[misc]
         else:
             failure = Failure()
             results = failure.kept(result_generator)
+            if request.echo:
+                results = _with_prompt_logprobs(results)
             chunks = super().completion_stream_generator(
                 request, engine_inputs, results, request_id, created_time, model_name, *args, **kwargs
             )
@@ -117,6 +119,23 @@ async def _numbered(
     try:
         async for result in results:
             yield 0, result
+    finally:
+        await results.aclose()
+
+
+async def _with_prompt_logprobs(
+    results: AsyncGenerator[tuple[int, RequestOutput], None],
+) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    """vLLM loses the prompt's logprobs of one of n answers when it merges its first token with another's
+    second, and then fails on echoing the prompt; they are the same for all n.
+    """
+    known: dict[int, Any] = {}
+    try:
+        async for prompt_index, result in results:
+            if result.prompt_logprobs:
+                known[prompt_index] = result.prompt_logprobs
+            result.prompt_logprobs = known.get(prompt_index)
+            yield prompt_index, result
     finally:
         await results.aclose()
 
@@ -238,6 +257,9 @@ def _delta(choice: dict[str, Any], extra: dict[str, Any]) -> Delta:
     text = choice.pop("text", "")
     if delta is not None:
         delta = {key: value for key, value in delta.items() if value is not None and key != "role"}
+        for call in delta.get("tool_calls", ()):  # OpenAI names the function in its first piece only
+            if (function := call.get("function") or {}).get("name", "") is None:
+                del function["name"]
         if delta.keys() <= {"content"}:
             text, delta = delta.get("content", ""), None
     details = {key: value for key, value in choice.items() if value is not None}
@@ -265,6 +287,8 @@ def chat_answer(response: ChatCompletionResponse) -> tuple[dict[str, Any], Usage
     for choice in body["choices"]:
         choice["message"] = {"role": None, "content": None, "refusal": None} | choice["message"]
         choice["message"]["role"] = "assistant"  # vLLM says "user" when a user's message was continued
+        if choice["message"].get("tool_calls") and not choice["message"]["content"]:
+            choice["message"]["content"] = None  # vLLM says "" when it forced the call
     return body, usage
 
 

@@ -17,7 +17,7 @@ logger = logging.getLogger("gemma_serve.request")
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._~:@/+=-]{1,128}")
 _REFUSED = 403  # what a WebSocket's client gets when it is closed before it was accepted
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before the answer
-_PROBED = ("/health", "/metrics")  # asked every few seconds; at INFO they would drown the rest
+_PROBED = ("/health", "/metrics", "/ping")  # asked every few seconds; at INFO they would drown the rest
 
 
 class RequestLog:
