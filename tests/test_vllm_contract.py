@@ -14,11 +14,17 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import async_llm
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core_client import AsyncMPClient, BackgroundResources, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.engine.output_processor import RequestState
+from vllm.v1.engine.utils import CoreEngineProcManager
 
 from gemma_serve import engine_fields
 from gemma_serve.engine.installed import vllm_version
+from gemma_serve.engine.resume import STATELESS
 from gemma_serve.engine.supervisor import Supervisor
 from gemma_serve.engine.vllm_errors import map_error, raise_for_error
 from gemma_serve.engine.vllm_names import ErrorInfo, ErrorResponse
@@ -54,6 +60,33 @@ def test_the_supervisor_takes_what_async_llm_takes() -> None:
     for name in ("shutdown", "reset_mm_cache", "abort", "from_vllm_config"):
         assert callable(getattr(AsyncLLM, name))
     assert isinstance(inspect.getattr_static(AsyncLLM, "errored"), property)
+
+
+def test_the_core_can_be_replaced() -> None:
+    for name in ("get_output_async", "add_request_async", "abort_requests_async"):
+        assert inspect.iscoroutinefunction(getattr(AsyncMPClient, name))
+        assert f"engine_core.{name}(" in inspect.getsource(async_llm)
+    assert {"vllm_config", "executor_class", "log_stats"} <= set(
+        inspect.signature(EngineCoreClient.make_async_mp_client).parameters
+    )
+    assert {"engine_dead", "engine_manager"} <= {
+        field.name for field in dataclasses.fields(BackgroundResources)
+    }
+    assert "self.processes" in inspect.getsource(CoreEngineProcManager.__init__)
+    assert "self.engine_core.resources.engine_dead" in inspect.getsource(AsyncLLM.errored.fget)
+    assert {"tokenizer", "request", "prompt", "parent_req", "request_index", "queue", "log_stats"} <= set(
+        inspect.signature(RequestState.from_new_request).parameters
+    )
+
+
+def test_every_sampling_parameter_has_been_thought_of() -> None:
+    # Each of these keeps a state in the sampler, or nobody knows: see engine/resume.py.
+    with_a_state = {
+        *("presence_penalty", "frequency_penalty", "bad_words", "_bad_words_token_ids"),
+        *("structured_outputs", "thinking_token_budget", "repetition_detection"),
+        *("extra_args", "watermarking", "routed_experts_prompt_start", "trace_decode_token_ids"),
+    }
+    assert set(SamplingParams.__struct_fields__) == STATELESS | with_a_state
 
 
 @pytest.mark.parametrize(

@@ -51,21 +51,34 @@ def tokens_so_far(state: RequestState) -> list[int]:
     return [] if state.detokenizer is None else state.detokenizer.output_token_ids
 
 
-def _prompt_continues(request: EngineCoreRequest, params: SamplingParams) -> bool:
-    """Does the next token depend on nothing but the tokens before it, wherever the prompt ends?
+# What leaves the next token dependent on nothing but the tokens before it, wherever the prompt ends. Not so
+# when the sampler keeps a state: a grammar, a count of the output alone. Parameters that nobody has thought of
+# are not in the list, which is the safe side.
+STATELESS = frozenset(
+    {
+        *("n", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty"),
+        *("logit_bias", "allowed_token_ids"),
+        *("stop", "stop_token_ids", "ignore_eos", "max_tokens", "min_tokens", "include_stop_str_in_output"),
+        *("logprobs", "prompt_logprobs", "logprob_token_ids", "flat_logprobs"),
+        *("prompt_logprob_token_ids", "prompt_logprob_start"),
+        *("detokenize", "skip_special_tokens", "spaces_between_special_tokens"),
+        *("output_kind", "stream_interval", "output_text_buffer_length"),
+        *("skip_clone", "skip_reading_prefix_cache", "_watermarking_skipped"),
+        *("_eos_token_id", "_all_stop_token_ids"),
+    }
+)
+_DEFAULTS = SamplingParams()
 
-    Not so when the sampler has a state: a seeded generator, a grammar, or counts of the output alone.
-    """
-    return (
-        (params.seed is None or params.temperature < _GREEDY)
-        and not params.presence_penalty
-        and not params.frequency_penalty
-        and not params.bad_words
-        and params.structured_outputs is None
-        and params.repetition_detection is None
-        and params.thinking_token_budget is None
-        and not params.extra_args  # read by logits processors and KV connectors of the operator's choice
-        and request.prompt_embeds is None
+
+def _prompt_continues(request: EngineCoreRequest, params: SamplingParams) -> bool:
+    if request.prompt_embeds is not None:
+        return False
+    if params.seed is not None and params.temperature >= _GREEDY:
+        return False  # the generator has moved on from its seed
+    return all(
+        not (value := getattr(params, name)) or value == getattr(_DEFAULTS, name)
+        for name in params.__struct_fields__
+        if name not in STATELESS
     )
 
 
