@@ -80,6 +80,7 @@ def create_app(
         redirect_slashes=False,
         middleware=middleware(settings, drain),
     )
+    app.state.admission = admission
     app.include_router(generate.router(generator, models, settings))
     app.include_router(relay.router(generator, models, settings))
     app.include_router(models_api.router(models))

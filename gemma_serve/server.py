@@ -17,7 +17,7 @@ import uvicorn
 from . import logs
 from .app import create_app
 from .drain import Drain
-from .engine.base import EngineStatus
+from .engine.base import Engine, EngineStatus
 from .engine.lifecycle import VLLMEngine
 from .errors import StartupError
 from .settings import ServerSettings, Settings
@@ -28,7 +28,7 @@ _CANCEL_SECONDS = 1
 """How long a cancelled request may take to tell its client."""
 
 
-def run(settings: Settings) -> NoReturn:
+def run(settings: Settings, engine: Engine | None = None) -> NoReturn:
     """Serve until a signal or a dead engine ends it, then end the process: 0, or 1 for a failure."""
     logs.configure(settings.log.level, settings.log.format)
     sock = _bind(settings.server.host, settings.server.port)
@@ -41,7 +41,7 @@ def run(settings: Settings) -> NoReturn:
         elif status.failed:
             server.should_exit = True
 
-    engine = VLLMEngine(settings)
+    engine = engine or VLLMEngine(settings)
     drain = Drain()
     config = uvicorn.Config(
         create_app(settings, engine, drain=drain, on_change=on_change),

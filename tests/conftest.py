@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -22,6 +23,7 @@ import pytest_asyncio
 import uvicorn
 from fastapi import FastAPI
 
+from gemma_serve.admission import Admission
 from gemma_serve.app import create_app
 from gemma_serve.engine.lifecycle import VLLMEngine
 from gemma_serve.settings import Settings
@@ -177,6 +179,12 @@ class InProcess:
 
     engine: VLLMEngine
     url: str
+    admission: Admission
+
+    def scheduler_stats(self) -> Any:
+        """What vLLM's scheduler said after its last step."""
+        assert self.engine._core is not None
+        return self.engine._core.scheduler_stats
 
     def unfinished(self) -> int:
         """Requests that vLLM still works on."""
@@ -191,10 +199,11 @@ async def in_process() -> AsyncIterator[InProcess]:
         engine={"enforce_eager": True, "enable_prefix_caching": False, "kv_cache_memory_bytes": 100_000_000},
     )
     engine = VLLMEngine(settings)
-    async with serving(create_app(settings, engine)) as url:
+    app = create_app(settings, engine)
+    async with serving(app) as url:
         await until(lambda: engine.status.ready or engine.status.failed, _START_SECONDS)
         assert engine.status.ready, engine.status.error
-        yield InProcess(engine, url)
+        yield InProcess(engine, url, app.state.admission)
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10) -> None:

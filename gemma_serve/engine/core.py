@@ -22,6 +22,7 @@ from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+from vllm.v1.metrics.stats import SchedulerStats
 
 from ..errors import EngineCrash, EngineDied
 from .quarantine import CRASHED, KILLED, Quarantine
@@ -87,6 +88,8 @@ class ReplaceableCore:
         self._last_step = time.monotonic()
         self.resumed_total = 0
         """Requests that went on after a death, since the start."""
+        self.scheduler_stats: SchedulerStats | None = None
+        """What the scheduler said after its last step: requests running and waiting, use of the KV cache."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
@@ -122,6 +125,8 @@ class ReplaceableCore:
                 await self._next_after(core)
                 continue
             self._last_step = time.monotonic()
+            if outputs.scheduler_stats is not None:
+                self.scheduler_stats = outputs.scheduler_stats
             if self._trial is not None:
                 for output in outputs.outputs:
                     self._trial.step(output.request_id, finished=output.finish_reason is not None)

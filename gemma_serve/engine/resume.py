@@ -52,8 +52,8 @@ def tokens_so_far(state: RequestState) -> list[int]:
 
 
 # What leaves the next token dependent on nothing but the tokens before it, wherever the prompt ends. Not so
-# when the sampler keeps a state: a grammar, a count of the output alone. Parameters that nobody has thought of
-# are not in the list, which is the safe side.
+# when the sampler keeps a state: a grammar, a count of the output alone. Parameters that nobody has thought
+# of are not in the list, which is the safe side.
 STATELESS = frozenset(
     {
         *("n", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty"),

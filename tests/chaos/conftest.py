@@ -12,9 +12,18 @@ from ..conftest import ServerProcess
 FULL = os.environ.get("CHAOS") == "full"
 
 
+def below(server: ServerProcess) -> list[psutil.Process]:
+    """All processes that the server has started, and theirs."""
+    return list(psutil.Process(server.process.pid).children(recursive=True))
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
 def engine_process(server: ServerProcess, name: str) -> psutil.Process:
     """The one whose title has `name`: `EngineCore`, or `Worker`."""
-    for child in psutil.Process(server.process.pid).children(recursive=True):
+    for child in below(server):
         if name in child.name() or f"VLLM::{name}" in " ".join(child.cmdline()):
             return child
     raise AssertionError(f"no process {name} below the server")

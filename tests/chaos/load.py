@@ -154,7 +154,7 @@ def _messages(i: int) -> Any:
 
 
 def _length(i: int) -> int:
-    return 100 + 13 * i % 150
+    return 60 + 13 * i % 100
 
 
 def _json_schema() -> Any:

@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
 import pytest_asyncio
 
+from gemma_serve import demo_model
+
 from ..conftest import ServerProcess, start_server, until
-from .conftest import FULL, engine_process
+from .conftest import FULL, below, engine_process, gone
 from .load import Answer, Load
 
 STREAMS = 64
-SESSION = pytest.mark.asyncio(loop_scope="module")
-pytestmark = SESSION
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the embedded model, whose weights can be taken away."""
+    folder = tmp_path_factory.mktemp("model") / "gemma-demo"
+    shutil.copytree(demo_model.PATH, folder)
+    return folder
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server() -> AsyncIterator[ServerProcess]:
+async def server(model: Path) -> AsyncIterator[ServerProcess]:
     server = start_server(
-        *("--config", "demo", "--set", "supervisor.max_restarts=100"),
+        *("--config", "demo", "--model", str(model), "--set", "supervisor.max_restarts=100"),
         *("--set", "health.stall_seconds=2", "--set", "health.stall_restart_seconds=8"),
+        *("--set", "server.drain_delay_seconds=1"),
     )
     try:
         await asyncio.to_thread(server.wait_ready)
@@ -86,3 +98,40 @@ async def test_frozen(server: ServerProcess, load: Load, undisturbed: list[Answe
         assert not failures(await running, undisturbed)
         assert (await client.get("/health/ready")).status_code == 200
     assert not frozen.is_running()
+
+
+async def test_it_fails_to_start_twice_then_starts(
+    server: ServerProcess, model: Path, load: Load, undisturbed: list[Answer | BaseException]
+) -> None:
+    running = asyncio.create_task(load.run())
+    await until(lambda: load.tokens >= 200, 120)
+    restarts = server.text.count("gemma-demo: restarting")
+    weights, away = model / "model.safetensors", model / "away"
+    weights.rename(away)
+    engine_process(server, "EngineCore").send_signal(signal.SIGKILL)
+    await until(lambda: server.text.count("gemma-demo: restarting") >= restarts + 3, 120)
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        health = (await client.get("/health/ready")).json()
+    away.rename(weights)
+    assert health["status"] == "restarting"
+    assert "safetensors" in health["reason"]
+    assert not failures(await running, undisturbed)
+
+
+async def test_sigterm_lets_all_streams_finish(
+    server: ServerProcess, load: Load, undisturbed: list[Answer | BaseException]
+) -> None:
+    """The last of this server."""
+    children = below(server)
+    running = asyncio.create_task(load.run())
+    await until(lambda: load.tokens > 300, 120)
+    server.process.send_signal(signal.SIGTERM)
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        while (await client.get("/health/ready")).status_code == 200:
+            await asyncio.sleep(0.01)
+        # What a lagging load balancer sends in the delay is served.
+        late = await client.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 3})
+        assert late.status_code == 200
+    assert not failures(await running, undisturbed)
+    assert await asyncio.to_thread(server.wait, 30) == 0
+    assert gone(children)

@@ -1,86 +1,139 @@
-"""The server's own end: nothing that runs is cut, and no process stays behind."""
+"""The server's own end: no process stays behind, and a deploy loses no request."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import signal
+import socket
+from pathlib import Path
 
 import httpx
-import psutil
+import pytest
 
-from ..conftest import start_server, until
-from .load import Load
+from ..conftest import ServerProcess, start, start_server, until
+from .conftest import FULL, below, gone
 
-
-def below(pid: int) -> list[psutil.Process]:
-    return list(psutil.Process(pid).children(recursive=True))
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
-
-
-async def test_sigterm_lets_all_streams_finish() -> None:
-    server = start_server("--config", "demo", "--set", "server.drain_delay_seconds=1")
-    load = Load(server.url, 64)
-    try:
-        await asyncio.to_thread(server.wait_ready)
-        children = below(server.process.pid)
-        running = asyncio.create_task(load.run())
-        await until(lambda: load.tokens > 300, 120)
-        server.process.send_signal(signal.SIGTERM)
-        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
-            # In the delay: not ready, yet what a lagging load balancer sends is served.
-            while (await client.get("/health/ready")).status_code == 200:
-                await asyncio.sleep(0.01)
-            late = await client.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 3})
-            assert late.status_code == 200
-        answers = await running
-        assert not [answer for answer in answers if isinstance(answer, BaseException)]
-        assert await asyncio.to_thread(server.wait, 30) == 0
-        assert gone(children)
-    finally:
-        server.end()
-        await load.aclose()
+REQUESTS = 2000
+HAPROXY = """
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 60s
+    timeout server 60s
+frontend front
+    bind 127.0.0.1:{front}
+    default_backend servers
+backend servers
+    balance leastconn
+    option httpchk GET /health/ready
+    default-server check inter 200ms fall 1 rise 1
+    server a 127.0.0.1:{a}
+    server b 127.0.0.1:{b}
+"""
 
 
-async def test_sigkill_leaves_no_engine_behind() -> None:
+@pytest.mark.parametrize("moment", ["loading", "ready"])
+async def test_sigkill_leaves_no_engine_behind(moment: str) -> None:
     server = start_server("--config", "demo")
     try:
-        await asyncio.to_thread(server.wait_ready)
-        children = below(server.process.pid)
-        assert any("EngineCore" in child.name() for child in children)
-        server.process.kill()
-        await until(lambda: gone(children), 20)
-    finally:
-        server.end()
-
-
-async def test_sigkill_while_loading_leaves_nothing_behind() -> None:
-    server = start_server("--config", "demo")
-    try:
-        await until(lambda: any("EngineCore" in child.name() for child in below(server.process.pid)), 120)
-        children = below(server.process.pid)
+        if moment == "ready":
+            await asyncio.to_thread(server.wait_ready)
+        else:
+            await until(lambda: any("EngineCore" in child.name() for child in below(server)), 120)
+        children = below(server)
+        assert children
         server.process.kill()
         await until(lambda: gone(children), 60)
     finally:
         server.end()
 
 
+def start_fake(**settings: float) -> ServerProcess:
+    """Our server without a model: where its end is the subject, and not the engine's."""
+    server = start("-m", "tests.chaos.fake_server", json.dumps({"server": settings}))
+    server.url = server.wait_for(r"Listening on (http://[\w.:]+)")[1]
+    return server
+
+
 async def test_a_second_signal_ends_it_at_once() -> None:
-    server = start_server("--config", "demo", "--set", "server.shutdown_timeout_seconds=600")
-    load = Load(server.url, 8)
+    server = start_fake(port=0, shutdown_timeout_seconds=600)
     try:
-        await asyncio.to_thread(server.wait_ready)
-        children = below(server.process.pid)
-        running = asyncio.create_task(load.run())
-        await until(lambda: load.tokens > 10, 120)
-        server.process.send_signal(signal.SIGINT)
-        await until(lambda: "Shutting down" in server.text)
-        server.process.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(server.wait, 20) == 0
-        await until(lambda: gone(children), 20)
-        await running
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            slow = {"messages": [{"role": "user", "content": "slow"}]}
+            running = asyncio.create_task(client.post("/v1/chat/completions", json=slow))
+            await until(lambda: "at work" in server.text)
+            server.process.send_signal(signal.SIGTERM)
+            await until(lambda: "Shutting down" in server.text)
+            server.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(server.wait, 20) == 0
+            with contextlib.suppress(httpx.HTTPError):
+                assert (await running).status_code == 503
     finally:
         server.end()
-        await load.aclose()
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+async def test_a_rolling_restart_loses_no_request(tmp_path: Path) -> None:
+    front, *ports = free_ports(3)
+    (tmp_path / "haproxy.cfg").write_text(HAPROXY.format(front=front, a=ports[0], b=ports[1]))
+
+    def start_one(port: int) -> ServerProcess:
+        if FULL:
+            delay = "server.drain_delay_seconds=2"
+            return start_server("--config", "demo", "--set", delay, "--port", str(port))
+        return start_fake(port=port, drain_delay_seconds=2)
+
+    async def ready(server: ServerProcess) -> None:
+        await asyncio.to_thread(server.wait_ready)
+
+    servers = [start_one(port) for port in ports]
+    balancer = await asyncio.create_subprocess_exec("haproxy", "-q", "-f", str(tmp_path / "haproxy.cfg"))
+    try:
+        await asyncio.gather(*map(ready, servers))
+        done, restarted = 0, asyncio.Event()
+        statuses: dict[str, int] = {}
+
+        async def client() -> None:
+            nonlocal done
+            body = {"model": "gemma-demo", "prompt": "Hi", "max_tokens": 3}
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{front}", timeout=60) as http:
+                while done < REQUESTS or not restarted.is_set():
+                    done += 1
+                    try:
+                        status = str((await http.post("/v1/completions", json=body)).status_code)
+                    except httpx.HTTPError as error:
+                        status = repr(error)
+                    statuses[status] = statuses.get(status, 0) + 1
+
+        async def restart_all() -> None:
+            await until(lambda: done > 100, 60)
+            for index, port in enumerate(ports):
+                assert await asyncio.to_thread(servers[index].end) == 0
+                servers[index] = start_one(port)
+                await ready(servers[index])
+                # Balanced before the next goes: as Kubernetes waits for `minReadySeconds`.
+                mark = servers[index].text.count("POST")
+                await until(lambda: servers[index].text.count("POST") > mark, 60)  # noqa: B023
+            restarted.set()
+
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{front}") as probe:
+            while (await probe.get("/health/ready")).status_code != 200:
+                await asyncio.sleep(0.05)
+        await asyncio.gather(restart_all(), *(client() for _ in range(8)))
+        print(f"{done} requests through two restarts: {statuses}")
+        assert statuses == {"200": done}
+        assert done >= REQUESTS
+    finally:
+        balancer.terminate()
+        await balancer.wait()
+        for server in servers:
+            server.end()
