@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev serve test lint format lock clean
+.PHONY: help python setup setup-dev serve test chaos soak lint format lock clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -24,6 +24,12 @@ serve: setup ## Install, then serve the embedded model on port 8000
 
 test: setup-dev ## Install, then run the tests
 	@exec $(BIN)/pytest $(ARGS)
+
+chaos: setup-dev ## Install, then make much more trouble than the tests do: half an hour
+	@CHAOS=full exec $(BIN)/pytest -s tests/chaos $(ARGS)
+
+soak: setup-dev ## Install, then 30 minutes of mixed load (SOAK_MINUTES=5 for less): does memory grow?
+	@SOAK_MINUTES=$${SOAK_MINUTES:-30} exec $(BIN)/pytest -s tests/chaos/test_soak.py $(ARGS)
 
 lint: setup-dev ## Install, then check style, types and import contracts
 	$(BIN)/ruff check

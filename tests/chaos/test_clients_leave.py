@@ -11,12 +11,14 @@ import httpx
 import psutil
 import pytest
 
+from gemma_serve.engine.base import EngineState
+
 from ..conftest import InProcess, until
 from .conftest import FULL
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-LEAVING, AT_ONCE = 500, 100
+WARM_UP, LEAVING, AT_ONCE = 100, 500, 100
 STOPPED = 50
 
 
@@ -59,10 +61,11 @@ async def leave(url: str, number: int, places: asyncio.Semaphore) -> None:
 
 
 async def test_random_disconnects(in_process: InProcess) -> None:
+    places = asyncio.Semaphore(AT_ONCE)
+    await asyncio.gather(*(leave(in_process.url, number, places) for number in range(WARM_UP)))
     await settled(in_process)
     gc.collect()
     tasks, memory = len(asyncio.all_tasks()), psutil.Process().memory_info().rss
-    places = asyncio.Semaphore(AT_ONCE)
     await asyncio.gather(*(leave(in_process.url, number, places) for number in range(LEAVING)))
     await settled(in_process)
     await until(lambda: len(asyncio.all_tasks()) <= tasks)
@@ -94,6 +97,26 @@ async def test_readers_that_stop(in_process: InProcess) -> None:
         assert answer.status_code == 200
     for _, writer in connections:
         writer.transport.abort()
+    await settled(in_process)
+
+
+async def test_clients_that_leave_while_the_engine_is_replaced(in_process: InProcess) -> None:
+    await settled(in_process)
+    body = {"prompt": "Hi", "max_tokens": 900, "ignore_eos": True}
+    async with httpx.AsyncClient(base_url=in_process.url, timeout=60) as client:
+        begun = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(8)]
+        await until(lambda: in_process.unfinished() == 8)
+        next(child for child in psutil.Process().children() if "EngineCore" in child.name()).kill()
+        await until(lambda: in_process.engine.status.state is EngineState.RESTARTING)
+        held = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(8)]
+        await until(lambda: in_process.unfinished() == 16)
+        for task in (*begun, *held[1:]):
+            task.cancel()
+        await until(lambda: in_process.unfinished() == 1)
+        assert (await client.get("/health/live")).status_code == 200
+    assert held[0].cancelled() or not held[0].done()
+    held[0].cancel()
+    await until(lambda: in_process.engine.status.ready, 120)
     await settled(in_process)
 
 

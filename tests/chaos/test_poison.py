@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 import openai
 import pytest
 
 from ..conftest import start_server, until
+from .conftest import engine_process
 
 # On the CPU a seeded request whose prompt is prefilled in chunks kills vLLM 0.32's engine, so chunks are off
 # there unless the operator wants them.
@@ -60,5 +62,8 @@ async def test_poison() -> None:
         assert await innocent(3) == undisturbed[3]
         assert server.text.count("gemma-demo: restarting") == restarts
         await client.close()
+        # An engine that does not hear SIGTERM is no reason to stay.
+        engine_process(server, "EngineCore").send_signal(signal.SIGSTOP)
+        assert await asyncio.to_thread(server.end) == 0
     finally:
         server.end()
