@@ -1,0 +1,38 @@
+"""Every setting, its default and its meaning: the only reader of environment, `.env` and YAML.
+
+A value comes from the first of: command line, environment (`GEMMA_<SECTION>_<FIELD>`), `.env`, the YAML file
+named by `--config` or `GEMMA_CONFIG`, the defaults in `sections.py`. README's table is checked against these.
+"""
+
+from .sections import LimitsSettings, ModelSettings, SecuritySettings, ServerSettings
+from .sources import (
+    SettingsError,
+    Source,
+    all_variables,
+    fields,
+    find_config,
+    load_with_sources,
+    source_of,
+    variable_name,
+)
+from .tree import Settings
+
+DEMO_MODEL = "gemma-demo"
+"""The model name that stands for the model shipped inside this package."""
+
+__all__ = [
+    "DEMO_MODEL",
+    "LimitsSettings",
+    "ModelSettings",
+    "SecuritySettings",
+    "ServerSettings",
+    "Settings",
+    "SettingsError",
+    "Source",
+    "all_variables",
+    "fields",
+    "find_config",
+    "load_with_sources",
+    "source_of",
+    "variable_name",
+]

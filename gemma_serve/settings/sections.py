@@ -1,0 +1,147 @@
+"""The sections and fields of the settings: their types, defaults and meanings."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, field_validator
+
+
+def text_value(text: str) -> Any:
+    """What an environment variable or option says: JSON where it is JSON, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _comma_list(value: Any) -> Any:
+    """Environment variables hold lists as `a,b`, or as JSON."""
+    if isinstance(value, str):
+        if value.lstrip().startswith("["):
+            return text_value(value)
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
+UpperCase = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ServerSettings(Section):
+    host: str = "127.0.0.1"
+    """Address to listen on; `0.0.0.0` for every interface, as in a container."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one and says which."""
+    workers: int = 1
+    """API processes. Only 1 for now: each would load an engine of its own."""
+    max_body_bytes: int = Field(default=10_000_000, ge=1_000)
+    """Largest request body in bytes; a longer one gets 413."""
+    shutdown_timeout_seconds: float = Field(default=30, ge=0)
+    """How long running requests may take to finish after SIGTERM."""
+
+    @field_validator("workers")
+    @classmethod
+    def _one_worker(cls, value: int) -> int:
+        if value != 1:
+            raise ValueError(
+                "must be 1: each worker would load an engine of its own; run more replicas instead"
+            )
+        return value
+
+
+class ModelSettings(Section):
+    name: str = Field(default="google/gemma-2b-it", min_length=1)
+    """Hugging Face id or local folder; `gemma-demo` is the tiny model inside this package."""
+    served_name: str | None = None
+    """The name clients use; by default the last part of `name`."""
+    aliases: Names = ()
+    """Other names that clients may use for it, such as `gpt-4o-mini`."""
+    max_length: int | None = Field(default=None, ge=16)
+    """Context length in tokens, prompt and answer together; by default what the model was made for."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """Used when a request gives none; by default what the model's own generation_config.json says."""
+    chat_template: FilePath | None = None
+    """Path of a Jinja chat template; by default ours for the Gemma family, or the model's own."""
+    tool_parser: str = "auto"
+    """vLLM's parser of the model's tool calls; `auto` takes the Gemma family's, `none` turns tools off."""
+    reasoning_parser: str = "auto"
+    """vLLM's parser that separates reasoning from the answer; `auto` takes the family's, `none` has none."""
+
+    @property
+    def id(self) -> str:
+        return self.served_name or self.name.rstrip("/").rsplit("/", 1)[-1]
+
+
+class SecuritySettings(Section):
+    api_key_required: bool = False
+    """Refuse requests without a valid API key. Not there yet: only `false` is accepted."""
+    rate_limit_per_minute: int = Field(default=0, ge=0)
+    """Requests per minute and client; 0 is no limit. Not there yet: only 0 is accepted."""
+    allowed_origins: Names = ()
+    """Origins whose pages may call the API from a browser (CORS), such as `https://app.example.com`."""
+
+    @field_validator("api_key_required")
+    @classmethod
+    def _no_keys_yet(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("API keys are not built yet: put an authenticating proxy in front for now")
+        return value
+
+    @field_validator("rate_limit_per_minute")
+    @classmethod
+    def _no_limits_yet(cls, value: int) -> int:
+        if value:
+            raise ValueError("rate limits are not built yet: limit in a proxy for now")
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s,*]+", origin):
+                raise ValueError(f"{origin!r} is not an origin: write scheme://host[:port], without a path")
+        return value
+
+
+class PerformanceSettings(Section):
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where the model runs; `auto` takes the GPU when there is one."""
+    precision: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+    """Type of the weights and activations; `auto` takes what the model was published in."""
+
+
+class CacheSettings(Section):
+    enabled: bool = False
+    """Answer repeated questions from a cache. Not there yet: only `false` is accepted."""
+
+    @field_validator("enabled")
+    @classmethod
+    def _no_cache_yet(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("the response cache is not built yet")
+        return value
+
+
+class LogSettings(Section):
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], UpperCase] = "INFO"
+    """Least severe lines that are written."""
+    format: Literal["text", "json"] = "text"
+    """`text`, or `json`: one object a line with request id, model, tokens and time to first token."""
+    prompts: bool = False
+    """Write prompts and sampling parameters to the log; they may hold personal data."""
+
+
+class LimitsSettings(Section):
+    max_n: int = Field(default=128, ge=1)
+    """Most answers (`n`) that one request may ask for."""
+    max_sequences: int = Field(default=1024, ge=1)
+    """Most answers that one request with several prompts may ask for: prompts times `n`."""
+    max_logprobs: int = Field(default=20, ge=0)
+    """Most `top_logprobs` or `prompt_logprobs` a token; each is memory and time in the engine."""
