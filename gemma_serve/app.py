@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from . import __version__
 from .api import docs, generate, relay
@@ -19,13 +20,16 @@ from .api import health as health_api
 from .api import models as models_api
 from .api.schemas import ChatCompletionBody, CompletionBody
 from .api.streaming import ClientDisconnected
+from .api_keys import ApiKeys
 from .engine.base import Engine, EngineStatus
 from .engine.lifecycle import VLLMEngine
 from .errors import BY_STATUS, InvalidRequest, ServeError
 from .generation import Generator
 from .health import Health
+from .middleware.api_keys import Authentication
 from .middleware.body_limit import BodyLimit
 from .middleware.cors import CORS
+from .middleware.policy import Policy
 from .middleware.request_log import RequestLog
 from .middleware.unexpected_error import UnexpectedError
 from .models import Models
@@ -47,6 +51,7 @@ def create_app(
     models = Models(settings, engine)
     generator = Generator(engine)
     health = Health(engine)
+    keys = ApiKeys(settings.security)
 
     def log_change(status: EngineStatus) -> None:
         level = logging.CRITICAL if status.failed else logging.INFO
@@ -57,11 +62,12 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine.status.on_change = log_change
-        await engine.start()
-        try:
-            yield
-        finally:
-            await engine.stop()
+        async with keys.watched():
+            await engine.start()
+            try:
+                yield
+            finally:
+                await engine.stop()
 
     app = FastAPI(
         title="gemma_serve",
@@ -71,7 +77,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=middleware(settings),
+        middleware=middleware(settings, keys),
     )
     app.include_router(generate.router(generator, engine, models, settings.limits))
     app.include_router(relay.router(engine, models))
@@ -84,17 +90,27 @@ def create_app(
     return app
 
 
-def middleware(settings: Settings) -> list[Middleware]:
+def middleware(settings: Settings, keys: ApiKeys) -> list[Middleware]:
     """Every middleware, outermost first: the only place that orders them."""
+    security = settings.security
+    policy = Policy(security.public_paths)
     return [
+        Middleware(ProxyHeadersMiddleware, trusted_hosts=list(security.trusted_proxies)),
         Middleware(RequestLog),
         Middleware(UnexpectedError),
         Middleware(
             CORS,
-            allow_origins=settings.security.allowed_origins,
+            allow_origins=security.allowed_origins,
             allow_methods=["GET", "POST", "OPTIONS"],
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Retry-After"],
+        ),
+        Middleware(
+            Authentication,
+            keys=keys,
+            policy=policy,
+            required=security.keys_required,
+            quotas=security.quotas,
         ),
         Middleware(BodyLimit, limit=settings.server.max_body_bytes),
     ]

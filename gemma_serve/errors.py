@@ -4,6 +4,8 @@
     ├── InvalidRequest              400 invalid_request_error
     │   ├── ContextLengthExceeded       context_length_exceeded
     │   └── Unprocessable           422 (an image that cannot be fetched, …)
+    ├── Unauthenticated             401 invalid_api_key
+    ├── PermissionDenied            403
     ├── NotFound                    404
     │   └── ModelNotFound               model_not_found
     ├── MethodNotAllowed            405
@@ -25,6 +27,17 @@ from typing import Any
 # A client's own text may be quoted, and may have any length.
 _LONGEST_MESSAGE = 1000
 _LONGEST_PARAM = 200
+
+
+# https://docs.anthropic.com/en/api/errors
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class ServeError(Exception):
@@ -53,6 +66,12 @@ class ServeError(Exception):
         """The wire form: `{"error": {message, type, param, code}}`."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
+    def anthropic_body(self) -> dict[str, Any]:
+        """The same in Anthropic's form."""
+        by_class = "invalid_request_error" if self.status < 500 else "api_error"
+        name = _ANTHROPIC_TYPES.get(self.status, by_class)
+        return {"type": "error", "error": {"type": name, "message": self.message}}
+
 
 class InvalidRequest(ServeError):
     status = 400
@@ -65,6 +84,19 @@ class ContextLengthExceeded(InvalidRequest):
 
 class Unprocessable(InvalidRequest):
     status = 422
+
+
+class Unauthenticated(InvalidRequest):
+    status = 401
+    code = "invalid_api_key"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"WWW-Authenticate": "Bearer"})
+
+
+class PermissionDenied(InvalidRequest):
+    status = 403
+    code = "permission_denied"
 
 
 class NotFound(InvalidRequest):

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from openapi_spec_validator import validate
 
+from gemma_serve.api_keys import ApiKeys
 from gemma_serve.app import create_app, middleware
 from gemma_serve.engine.base import EngineState
 from gemma_serve.errors import ContextLengthExceeded
@@ -25,10 +26,12 @@ def settings(**sections: object) -> Settings:
 
 
 def test_middleware_order() -> None:
-    assert [item.cls.__name__ for item in middleware(settings())] == [  # type: ignore[attr-defined]
+    assert [item.cls.__name__ for item in middleware(settings(), ApiKeys(settings().security))] == [  # type: ignore[attr-defined]
+        "ProxyHeadersMiddleware",
         "RequestLog",
         "UnexpectedError",
         "CORS",
+        "Authentication",
         "BodyLimit",
     ]
 

@@ -19,14 +19,6 @@ from .body import parse_json, require_json
 from .docs import errors
 from .streaming import EVENT_STREAM_HEADERS, ClientDisconnected, until_disconnect
 
-# https://docs.anthropic.com/en/api/errors
-_ANTHROPIC_TYPES = {
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-}
-
 
 class RelayedStream(Response):
     """Sends the events as they come; the status with the first, so that an early failure has its own."""
@@ -70,11 +62,8 @@ def router(engine: Engine, models: Models) -> APIRouter:
         try:
             return await relay(kind, request)
         except ServeError as error:
-            name = _ANTHROPIC_TYPES.get(
-                error.status, "invalid_request_error" if error.status < 500 else "api_error"
-            )
-            body = {"type": "error", "error": {"type": name, "message": error.message}}
-            return Response(orjson.dumps(body), error.status, error.headers, "application/json")
+            body = orjson.dumps(error.anthropic_body())
+            return Response(body, error.status, error.headers, "application/json")
 
     @routes.post(
         "/v1/responses",

@@ -12,6 +12,7 @@ from .sources import (
     fields,
     find_config,
     load_with_sources,
+    masked,
     source_of,
     variable_name,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "fields",
     "find_config",
     "load_with_sources",
+    "masked",
     "source_of",
     "variable_name",
 ]

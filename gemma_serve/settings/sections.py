@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FilePath,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+
+from ..clients import Quotas
 
 
 def text_value(text: str) -> Any:
@@ -27,6 +40,7 @@ def _comma_list(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
+Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_comma_list)]
 UpperCase = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
 
 
@@ -80,25 +94,69 @@ class ModelSettings(Section):
 
 
 class SecuritySettings(Section):
-    api_key_required: bool = False
-    """Refuse requests without a valid API key. Not there yet: only `false` is accepted."""
+    api_key_required: bool | None = None
+    """Refuse requests without a valid API key; by default when there are keys."""
+    api_keys: Secrets = ()
+    """Keys that may generate, separated by commas. A file has more: names, scopes, limits, expiry."""
+    api_keys_file: Path | None = None
+    """YAML file of keys, managed by `gemma-server keys`; edits take effect within 2 s."""
+    public_paths: Names = ("/", "/health/live", "/health/ready", "/docs", "/docs/assets/*", "/openapi.json")
+    """Paths that can be read without a key; `/*` at the end for all below."""
+    trusted_proxies: Names = ()
+    """Addresses or networks of proxies whose `X-Forwarded-For` is believed, such as `10.0.0.0/8`."""
     rate_limit_per_minute: int = Field(default=0, ge=0)
-    """Requests per minute and client; 0 is no limit. Not there yet: only 0 is accepted."""
+    """Requests per minute of each key, or of each address where there is none; 0 is no limit."""
+    rate_limit_window_seconds: int = Field(default=60, ge=1, le=3600)
+    """Over how long that rate is counted: a shorter window allows smaller bursts."""
+    tokens_per_minute: int = Field(default=0, ge=0)
+    """Tokens, of prompts and answers, per minute and client; 0 is no limit."""
+    tokens_per_day: int = Field(default=0, ge=0)
+    """Tokens per UTC day and client; 0 is no limit."""
+    max_in_flight: int = Field(default=0, ge=0)
+    """Requests of one client at the same time; 0 is no limit."""
     allowed_origins: Names = ()
     """Origins whose pages may call the API from a browser (CORS), such as `https://app.example.com`."""
 
-    @field_validator("api_key_required")
+    @property
+    def quotas(self) -> Quotas:
+        """What a client may take of which nothing else is said."""
+        return Quotas(
+            self.rate_limit_per_minute, self.tokens_per_minute, self.tokens_per_day, self.max_in_flight
+        )
+
+    @property
+    def keys_required(self) -> bool:
+        if self.api_key_required is None:
+            return bool(self.api_keys or self.api_keys_file)
+        return self.api_key_required
+
+    @model_validator(mode="after")
+    def _keys_to_require(self) -> Self:
+        if self.api_key_required and not (self.api_keys or self.api_keys_file):
+            raise ValueError(
+                "security.api_key_required: there are no keys, so nobody could get in; set security.api_keys "
+                "or security.api_keys_file (`gemma-server keys create NAME --file keys.yaml` makes one)"
+            )
+        return self
+
+    @field_validator("public_paths")
     @classmethod
-    def _no_keys_yet(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("API keys are not built yet: put an authenticating proxy in front for now")
+    def _paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for path in value:
+            if not path.startswith("/") or "*" in path.removesuffix("/*"):
+                raise ValueError(f"{path!r} is not a path such as /docs or /docs/assets/*")
+            if path == "/*" or path.startswith("/admin"):
+                raise ValueError(f"{path!r} must not be public")
         return value
 
-    @field_validator("rate_limit_per_minute")
+    @field_validator("trusted_proxies")
     @classmethod
-    def _no_limits_yet(cls, value: int) -> int:
-        if value:
-            raise ValueError("rate limits are not built yet: limit in a proxy for now")
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"{network!r} is not an address or network: {error}") from None
         return value
 
     @field_validator("allowed_origins")

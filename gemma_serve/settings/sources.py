@@ -159,10 +159,11 @@ def _explain(error: dict[str, Any], sources: list[Source]) -> str:
         named = re.search(r"engine\.(\w+)", message)
         name = named[1] if named else ""
         return f"{message} ({variable_name(section, name)}, from {source_of(section, name, sources)})"
+    if not field:  # what a section's settings say together
+        return message
     origin = source_of(section, field, sources)
-    return (
-        f"{section}.{field} ({variable_name(section, field)}, from {origin}) = {error['input']!r}: {message}"
-    )
+    value = masked(field, error["input"])
+    return f"{section}.{field} ({variable_name(section, field)}, from {origin}) = {value!r}: {message}"
 
 
 def source_label(section: str, sources: list[Source]) -> str:
@@ -213,3 +214,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         if wrong:
             raise SettingsError(f"{path}: {wrong[0]!r} is not a name; put it in quotes if it is meant as one")
     return {section: {} if values is None else values for section, values in content.items()}
+
+
+_SECRETS = ("_token", "_key", "_keys", "_password", "_secret")
+_MASK = "********"
+
+
+def masked(name: str, value: Any) -> Any:
+    """The setting's value as plain data that may be shown: secrets, also within it, are stars."""
+    if value and name.endswith(_SECRETS):
+        return _MASK
+    if isinstance(value, dict):
+        return {key: masked(str(key), item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked("", item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(?<=://)([^/@\s]*):[^/@\s]*@", rf"\1:{_MASK}@", value)  # a URL's password
+    return str(value) if isinstance(value, Path) else value
