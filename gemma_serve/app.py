@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import orjson
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from . import __version__
-from .api import docs, generate, relay
+from .api import docs, generate, relay, usage
 from .api import health as health_api
 from .api import models as models_api
 from .api.schemas import ChatCompletionBody, CompletionBody
@@ -30,14 +31,24 @@ from .middleware.api_keys import Authentication
 from .middleware.body_limit import BodyLimit
 from .middleware.cors import CORS
 from .middleware.policy import Policy
+from .middleware.rate_limit import RateLimit
 from .middleware.request_log import RequestLog
 from .middleware.unexpected_error import UnexpectedError
 from .models import Models
+from .rate_limit import RateLimiter
 from .settings import Settings
+from .storage import SharedStorage
 
 logger = logging.getLogger(__name__)
 
 _DESCRIPTION = "OpenAI-compatible API for Google's Gemma models, on vLLM."
+
+
+_EXPOSED_HEADERS = ["X-Request-Id", "Retry-After"] + [
+    f"x-ratelimit-{what}-{kind}"
+    for kind in ("requests", "tokens")
+    for what in ("limit", "remaining", "reset")
+]
 
 
 def create_app(
@@ -52,6 +63,8 @@ def create_app(
     generator = Generator(engine)
     health = Health(engine)
     keys = ApiKeys(settings.security)
+    storage = SharedStorage(settings.storage) if settings.storage.url else None
+    limiter = RateLimiter(settings, storage)
 
     def log_change(status: EngineStatus) -> None:
         level = logging.CRITICAL if status.failed else logging.INFO
@@ -62,12 +75,14 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine.status.on_change = log_change
-        async with keys.watched():
+        async with contextlib.AsyncExitStack() as stack:
+            if storage is not None:
+                stack.push_async_callback(storage.aclose)
+            await stack.enter_async_context(keys.watched())
+            await stack.enter_async_context(limiter.running())
+            stack.push_async_callback(engine.stop)
             await engine.start()
-            try:
-                yield
-            finally:
-                await engine.stop()
+            yield
 
     app = FastAPI(
         title="gemma_serve",
@@ -77,20 +92,22 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=middleware(settings, keys),
+        middleware=middleware(settings, keys, limiter),
     )
     app.include_router(generate.router(generator, engine, models, settings.limits))
-    app.include_router(relay.router(engine, models))
+    app.include_router(relay.router(generator, engine, models))
     app.include_router(models_api.router(models))
+    app.include_router(usage.router(limiter))
     app.include_router(health_api.router(health))
     docs.install(app, [ChatCompletionBody, CompletionBody])
     app.add_exception_handler(ServeError, _render_error)
     app.add_exception_handler(HTTPException, _render_http_error)
+    app.add_exception_handler(RequestValidationError, _render_wrong_query)
     app.add_exception_handler(ClientDisconnected, _render_nothing)
     return app
 
 
-def middleware(settings: Settings, keys: ApiKeys) -> list[Middleware]:
+def middleware(settings: Settings, keys: ApiKeys, limiter: RateLimiter) -> list[Middleware]:
     """Every middleware, outermost first: the only place that orders them."""
     security = settings.security
     policy = Policy(security.public_paths)
@@ -103,7 +120,7 @@ def middleware(settings: Settings, keys: ApiKeys) -> list[Middleware]:
             allow_origins=security.allowed_origins,
             allow_methods=["GET", "POST", "OPTIONS"],
             allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=_EXPOSED_HEADERS,
         ),
         Middleware(
             Authentication,
@@ -112,6 +129,7 @@ def middleware(settings: Settings, keys: ApiKeys) -> list[Middleware]:
             required=security.keys_required,
             quotas=security.quotas,
         ),
+        Middleware(RateLimit, limiter=limiter, policy=policy),
         Middleware(BodyLimit, limit=settings.server.max_body_bytes),
     ]
 
@@ -133,6 +151,15 @@ async def _render_http_error(request: Request, error: Exception) -> Response:
         message = f"{request.method} is not allowed on {request.url.path!r:.200}; use {allowed}."
     body = kind(message).body()
     return Response(orjson.dumps(body), error.status_code, dict(error.headers or {}), "application/json")
+
+
+async def _render_wrong_query(request: Request, error: Exception) -> Response:
+    """FastAPI's own check of what stands in a URL."""
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    param = str(fault["loc"][-1])
+    message = f"Invalid value for '{param}': {str(fault['msg']).replace('Input should', 'should')}."
+    return await _render_error(request, InvalidRequest(message, param=param, code="invalid_value"))
 
 
 async def _render_nothing(request: Request, error: Exception) -> Response:

@@ -12,15 +12,18 @@
     ├── PayloadTooLarge             413
     ├── UnsupportedMediaType        415
     ├── NotImplementedHere          501
-    └── Unavailable                 503, Retry-After
-        ├── EngineNotReady              engine_loading, engine_draining, …
-        └── Overloaded                  engine_overloaded
+    ├── Unavailable                 503, Retry-After
+    │   ├── EngineNotReady              engine_loading, engine_draining, …
+    │   ├── Overloaded                  engine_overloaded
+    │   └── StorageAway                 storage_unavailable (storage.py)
+    └── RateLimited                 429 rate_limit_exceeded, Retry-After
 
 `type` and `code` follow https://platform.openai.com/docs/guides/error-codes: clients branch on them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -135,6 +138,20 @@ class Unavailable(ServeError):
 
     def __init__(self, message: str, *, retry_after: int = 5, code: str | None = None) -> None:
         super().__init__(message, code=code, headers={"Retry-After": str(retry_after)})
+
+
+class RateLimited(ServeError):
+    """Too much of `kind`, "requests" or "tokens". `retry_after` is in seconds; None: never as it is."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, kind: str, retry_after: float | None) -> None:
+        headers = {"x-should-retry": "false"}  # OpenAI's clients obey it
+        if retry_after is not None:
+            headers = {"Retry-After": str(max(1, math.ceil(retry_after)))}
+        super().__init__(message, headers=headers)
+        self.type = kind
 
 
 class EngineNotReady(Unavailable):

@@ -21,7 +21,7 @@ GLIBC_MIN = (2, 34)  # the newest that a locked wheel asks for (cryptography)
 NVIDIA_DRIVER_MIN = 580  # CUDA 13, which the locked torch is built for
 
 # (program, Debian package): what the tests run besides Python.
-DEV_APT: tuple[tuple[str, str], ...] = ()
+DEV_APT: tuple[tuple[str, str], ...] = (("redis-server", "redis-server"),)
 
 
 class SetupError(Exception):

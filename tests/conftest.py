@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import httpx
 import openai
 import pytest
 import pytest_asyncio
+import redis
 import uvicorn
 from fastapi import FastAPI
 
@@ -155,6 +156,7 @@ async def serving(app: FastAPI, grace: int = 5) -> AsyncIterator[str]:
         http="httptools",
         ws="websockets-sansio",
         lifespan="on",
+        proxy_headers=False,
         timeout_graceful_shutdown=grace,
     )
     server = uvicorn.Server(config)
@@ -169,6 +171,36 @@ async def serving(app: FastAPI, grace: int = 5) -> AsyncIterator[str]:
     finally:
         server.should_exit = True
         await task
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real Redis of this session's own, in memory only."""
+    with running_redis(tmp_path_factory.mktemp("redis") / "socket") as url:
+        yield url
+
+
+@contextmanager
+def running_redis(path: Path) -> Iterator[str]:
+    """Debian's redis-server at a socket."""
+    command = ["redis-server", "--port", "0", "--unixsocket", str(path), "--dir", str(path.parent)]
+    process = subprocess.Popen([*command, "--save", "", "--appendonly", "no"], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        with redis.Redis(unix_socket_path=str(path)) as client:
+            while True:
+                try:
+                    client.ping()
+                    break
+                except redis.ConnectionError:
+                    assert process.poll() is None and time.monotonic() < deadline, (
+                        "redis-server does not start"
+                    )
+                    time.sleep(0.01)
+        yield f"unix://{path}"
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 @dataclass

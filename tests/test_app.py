@@ -13,6 +13,7 @@ from gemma_serve.api_keys import ApiKeys
 from gemma_serve.app import create_app, middleware
 from gemma_serve.engine.base import EngineState
 from gemma_serve.errors import ContextLengthExceeded
+from gemma_serve.rate_limit import RateLimiter
 from gemma_serve.settings import Settings
 
 from .conftest import serving, until
@@ -26,12 +27,14 @@ def settings(**sections: object) -> Settings:
 
 
 def test_middleware_order() -> None:
-    assert [item.cls.__name__ for item in middleware(settings(), ApiKeys(settings().security))] == [  # type: ignore[attr-defined]
+    items = middleware(settings(), ApiKeys(settings().security), RateLimiter(settings()))
+    assert [item.cls.__name__ for item in items] == [  # type: ignore[attr-defined]
         "ProxyHeadersMiddleware",
         "RequestLog",
         "UnexpectedError",
         "CORS",
         "Authentication",
+        "RateLimit",
         "BodyLimit",
     ]
 

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..engine.base import Engine, RelayKind
 from ..errors import ServeError
+from ..generation import Generator
 from ..logs import current_request
 from ..models import Models
 from .body import parse_json, require_json
@@ -43,7 +44,7 @@ class RelayedStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def router(engine: Engine, models: Models) -> APIRouter:
+def router(generator: Generator, engine: Engine, models: Models) -> APIRouter:
     routes = APIRouter()
 
     async def relay(kind: RelayKind, request: Request) -> Response:
@@ -53,7 +54,7 @@ def router(engine: Engine, models: Models) -> APIRouter:
         body["model"] = models.resolve(body.get("model"))
         if (record := current_request.get()) is not None:
             record.model = body["model"]
-        answer = await until_disconnect(request.receive, engine.relay(kind, body))
+        answer = await until_disconnect(request.receive, generator.relay(kind, body))
         if isinstance(answer, dict):
             return Response(orjson.dumps(answer), media_type="application/json")
         return RelayedStream(answer)

@@ -260,6 +260,20 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+class DayUsage(BaseModel):
+    date: str
+    key: str | None
+    """The name of the key; null for all clients without one."""
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class UsageList(BaseModel):
+    object: Literal["list"]
+    data: list[DayUsage]
+
+
 class ErrorDetail(BaseModel):
     message: str
     type: str

@@ -4,7 +4,7 @@ A value comes from the first of: command line, environment (`GEMMA_<SECTION>_<FI
 named by `--config` or `GEMMA_CONFIG`, the defaults in `sections.py`. README's table is checked against these.
 """
 
-from .sections import LimitsSettings, ModelSettings, SecuritySettings, ServerSettings
+from .sections import LimitsSettings, ModelSettings, SecuritySettings, ServerSettings, StorageSettings
 from .sources import (
     SettingsError,
     Source,
@@ -30,6 +30,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "Source",
+    "StorageSettings",
     "all_variables",
     "fields",
     "find_config",

@@ -168,6 +168,24 @@ class SecuritySettings(Section):
         return value
 
 
+class StorageSettings(Section):
+    url: str | None = None
+    """Redis for limits and blocks that several servers share, `redis://host:6379/0`; by default memory."""
+    prefix: str = Field(default="gemma", pattern=r"^[A-Za-z0-9._-]+$")
+    """Start of every key there; servers with the same one share their limits."""
+    fail_open: bool = True
+    """While Redis is away, let requests pass without limits; `false` refuses them with 503."""
+    timeout_seconds: float = Field(default=0.5, gt=0)
+    """Longest wait for Redis."""
+
+    @field_validator("url")
+    @classmethod
+    def _redis(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"(rediss?|unix)://", value):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+
 class PerformanceSettings(Section):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where the model runs; `auto` takes the GPU when there is one."""

@@ -20,6 +20,7 @@ from .sections import (
     PerformanceSettings,
     SecuritySettings,
     ServerSettings,
+    StorageSettings,
     text_value,
 )
 
@@ -35,6 +36,7 @@ class Settings(BaseSettings):
     model: ModelSettings = ModelSettings()
     security: SecuritySettings = SecuritySettings()
     performance: PerformanceSettings = PerformanceSettings()
+    storage: StorageSettings = StorageSettings()
     cache: CacheSettings = CacheSettings()
     limits: LimitsSettings = LimitsSettings()
     log: LogSettings = LogSettings()
