@@ -7,18 +7,19 @@ bits; a password would need a slow hash.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from .clients import Client, Quotas
 from .errors import StartupError, Unauthenticated
 from .key_file import KeyEntry, KeyFileError, read_keys
+from .periodic import every
 from .settings import SecuritySettings
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class ApiKeys:
         self._pepper = secrets.token_bytes(32)
         self._nobody = _Key(secrets.token_bytes(32), Client("nobody"), None, True)
         self._keys: dict[bytes, _Key] = {}
-        self._version = _version(self._file)
+        self._version = self._seen = _version(self._file)
         try:
             self._use(read_keys(self._file) if self._file else ())
         except KeyFileError as error:
@@ -68,33 +69,23 @@ class ApiKeys:
             raise Unauthenticated("This API key has expired.")
         return found.client
 
-    @contextlib.asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
+    def watched(self) -> AbstractAsyncContextManager[None]:
         """Within it edits of the file take effect."""
-        task = asyncio.create_task(self._watch()) if self._file else None
-        try:
-            yield
-        finally:
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        return every(_POLL_SECONDS, self._look) if self._file else nullcontext()
 
-    async def _watch(self) -> None:
+    async def _look(self) -> None:
         assert self._file is not None
-        seen = self._version
-        while True:
-            await asyncio.sleep(_POLL_SECONDS)
-            before, seen = seen, await asyncio.to_thread(_version, self._file)
-            if seen == self._version or seen != before:  # not yet, where an editor may still be writing
-                continue
-            self._version = seen
-            try:
-                entries = await asyncio.to_thread(read_keys, self._file)
-                self._use(entries)
-            except KeyFileError as error:
-                logger.error("%s. The keys read before stay in use", error)
-            else:
-                logger.info("%s: %d keys", self._file, len(entries))
+        before, self._seen = self._seen, await asyncio.to_thread(_version, self._file)
+        if self._seen == self._version or self._seen != before:  # not while an editor may still be writing
+            return
+        self._version = self._seen
+        try:
+            entries = await asyncio.to_thread(read_keys, self._file)
+            self._use(entries)
+        except KeyFileError as error:
+            logger.error("%s. The keys read before stay in use", error)
+        else:
+            logger.info("%s: %d keys", self._file, len(entries))
 
     def _use(self, entries: Iterable[KeyEntry]) -> None:
         keys = [*self._listed, *(_file_key(entry, self._quotas) for entry in entries)]

@@ -11,17 +11,19 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from . import __version__
+from .api import blocks as blocks_api
 from .api import docs, generate, relay, usage
 from .api import health as health_api
 from .api import models as models_api
 from .api.schemas import ChatCompletionBody, CompletionBody
 from .api.streaming import ClientDisconnected
 from .api_keys import ApiKeys
+from .blocks import Blocks
 from .engine.base import Engine, EngineStatus
 from .engine.lifecycle import VLLMEngine
 from .errors import BY_STATUS, InvalidRequest, ServeError
@@ -65,6 +67,7 @@ def create_app(
     keys = ApiKeys(settings.security)
     storage = SharedStorage(settings.storage) if settings.storage.url else None
     limiter = RateLimiter(settings, storage)
+    blocks = Blocks(settings.security, storage)
 
     def log_change(status: EngineStatus) -> None:
         level = logging.CRITICAL if status.failed else logging.INFO
@@ -80,6 +83,7 @@ def create_app(
                 stack.push_async_callback(storage.aclose)
             await stack.enter_async_context(keys.watched())
             await stack.enter_async_context(limiter.running())
+            await stack.enter_async_context(blocks.shared())
             stack.push_async_callback(engine.stop)
             await engine.start()
             yield
@@ -92,22 +96,24 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=middleware(settings, keys, limiter),
+        middleware=middleware(settings, keys, blocks, limiter),
     )
     app.include_router(generate.router(generator, engine, models, settings.limits))
     app.include_router(relay.router(generator, engine, models))
     app.include_router(models_api.router(models))
     app.include_router(usage.router(limiter))
+    app.include_router(blocks_api.router(blocks))
     app.include_router(health_api.router(health))
     docs.install(app, [ChatCompletionBody, CompletionBody])
     app.add_exception_handler(ServeError, _render_error)
     app.add_exception_handler(HTTPException, _render_http_error)
     app.add_exception_handler(RequestValidationError, _render_wrong_query)
     app.add_exception_handler(ClientDisconnected, _render_nothing)
+    app.add_exception_handler(ClientDisconnect, _render_nothing)  # starlette's, while it reads the body
     return app
 
 
-def middleware(settings: Settings, keys: ApiKeys, limiter: RateLimiter) -> list[Middleware]:
+def middleware(settings: Settings, keys: ApiKeys, blocks: Blocks, limiter: RateLimiter) -> list[Middleware]:
     """Every middleware, outermost first: the only place that orders them."""
     security = settings.security
     policy = Policy(security.public_paths)
@@ -125,11 +131,12 @@ def middleware(settings: Settings, keys: ApiKeys, limiter: RateLimiter) -> list[
         Middleware(
             Authentication,
             keys=keys,
+            blocks=blocks,
             policy=policy,
             required=security.keys_required,
             quotas=security.quotas,
         ),
-        Middleware(RateLimit, limiter=limiter, policy=policy),
+        Middleware(RateLimit, limiter=limiter, blocks=blocks, policy=policy),
         Middleware(BodyLimit, limit=settings.server.max_body_bytes),
     ]
 

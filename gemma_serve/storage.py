@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import Unavailable
 from .settings import StorageSettings
@@ -57,9 +57,11 @@ class SharedStorage:
         """`work`, which talks to Redis. Raises `StorageAway` within the setting's time."""
         if time.monotonic() < self._paused_until:
             raise self._error()
+        # In a task of its own: redis-py, cancelled while it waits, at times goes on as if nothing had been.
+        task = asyncio.create_task(self._bounded(work))
+        task.add_done_callback(_seen)
         try:
-            async with asyncio.timeout(self._timeout):
-                result = await work()
+            result = await asyncio.shield(task)
         except self._errors as error:
             self._note(error)
             raise self._error() from error
@@ -67,6 +69,10 @@ class SharedStorage:
             self._away, self._silent_until = False, 0.0
             logger.warning("Redis is back")
         return result
+
+    async def _bounded(self, work: Callable[[], Awaitable[T]]) -> T:
+        async with asyncio.timeout(self._timeout):
+            return await work()
 
     def _note(self, error: BaseException) -> None:
         now = time.monotonic()
@@ -84,3 +90,9 @@ class SharedStorage:
     async def aclose(self) -> None:
         await self.redis.aclose()
         await self.pool.aclose()
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """An error after the caller has gone concerns nobody."""
+    if not task.cancelled():
+        task.exception()

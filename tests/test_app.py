@@ -11,6 +11,7 @@ from openapi_spec_validator import validate
 
 from gemma_serve.api_keys import ApiKeys
 from gemma_serve.app import create_app, middleware
+from gemma_serve.blocks import Blocks
 from gemma_serve.engine.base import EngineState
 from gemma_serve.errors import ContextLengthExceeded
 from gemma_serve.rate_limit import RateLimiter
@@ -27,7 +28,9 @@ def settings(**sections: object) -> Settings:
 
 
 def test_middleware_order() -> None:
-    items = middleware(settings(), ApiKeys(settings().security), RateLimiter(settings()))
+    items = middleware(
+        settings(), ApiKeys(settings().security), Blocks(settings().security), RateLimiter(settings())
+    )
     assert [item.cls.__name__ for item in items] == [  # type: ignore[attr-defined]
         "ProxyHeadersMiddleware",
         "RequestLog",

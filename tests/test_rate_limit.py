@@ -41,7 +41,7 @@ def settings(storage: str | None = None, **security: Any) -> Settings:
     return Settings(
         model={"name": "gemma-demo"},
         security=security,
-        storage={"url": storage, "prefix": f"test-{uuid.uuid4().hex[:8]}"},
+        storage={"url": storage, "prefix": f"test-{uuid.uuid4().hex[:8]}", "timeout_seconds": 10},
     )
 
 
@@ -383,7 +383,8 @@ async def test_a_redis_that_hangs_does_not_hold_the_server_up(tmp_path: Path) ->
     writers: list[asyncio.StreamWriter] = []
     server = await asyncio.start_unix_server(lambda reader, writer: writers.append(writer), path)
     async with server:
-        storage = SharedStorage(settings(f"unix://{path}").storage)
+        impatient = settings(f"unix://{path}").storage.model_copy(update={"timeout_seconds": 0.5})
+        storage = SharedStorage(impatient)
         limiter = RateLimiter(settings(), storage)
         started = time.monotonic()
         for _ in range(50):

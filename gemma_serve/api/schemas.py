@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -272,6 +273,20 @@ class DayUsage(BaseModel):
 class UsageList(BaseModel):
     object: Literal["list"]
     data: list[DayUsage]
+
+
+class Block(BaseModel):
+    client: str
+    """`ip:` and an address or network, or `key:` and a name."""
+    reason: Literal["authentication", "limit"]
+    offence: int
+    """The how-many-th block of this client within a day; each is twice as long as the last."""
+    until: datetime
+
+
+class BlockList(BaseModel):
+    object: Literal["list"]
+    data: list[Block]
 
 
 class ErrorDetail(BaseModel):

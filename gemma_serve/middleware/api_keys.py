@@ -8,6 +8,7 @@ import ipaddress
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..api_keys import ApiKeys
+from ..blocks import Blocks
 from ..clients import Client, Quotas, current_client
 from ..errors import PermissionDenied, ServeError, Unauthenticated
 from ..logs import current_request
@@ -23,9 +24,12 @@ _LOCAL_NAMES = (b"localhost", b"127.0.0.1", b"[::1]")
 class Authentication:
     """Sets `current_client`, or refuses with 401 or 403: whatever is not public needs a key, if any does."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, policy: Policy, required: bool, quotas: Quotas) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: ApiKeys, blocks: Blocks, policy: Policy, required: bool, quotas: Quotas
+    ) -> None:
         self.app = app
         self._keys = keys
+        self._blocks = blocks
         self._policy = policy
         self._required = required
         self._anonymous = functools.lru_cache(maxsize=4096)(functools.partial(_anonymous, quotas))
@@ -35,7 +39,7 @@ class Authentication:
             await self.app(scope, receive, send)
             return
         try:
-            client = self._client(scope)
+            client = await self._client(scope)
         except ServeError as error:
             await refuse(error, scope, send)
             return
@@ -47,8 +51,8 @@ class Authentication:
         finally:
             current_client.reset(token)
 
-    def _client(self, scope: Scope) -> Client:
-        """Raises `Unauthenticated`, `PermissionDenied`."""
+    async def _client(self, scope: Scope) -> Client:
+        """Raises `Unauthenticated`, `PermissionDenied`, `Blocked`."""
         anonymous = self._anonymous((scope.get("client") or ("unknown",))[0])
         sent = _sent_key(scope)
         if self._policy.is_public(scope):
@@ -61,6 +65,9 @@ class Authentication:
                 "Without API keys, admin routes are only for this machine itself: set "
                 "security.api_keys_file, with a key that has the scope 'admin'."
             )
+        blockable = not self._policy.is_exempt(scope)
+        if blockable:
+            self._blocks.check(anonymous.id)
         if sent is None:
             if self._required or needed == "admin":
                 raise Unauthenticated(
@@ -71,8 +78,11 @@ class Authentication:
             client = self._keys.authenticate(sent)
         except Unauthenticated:
             if self._required or needed == "admin":
+                await self._blocks.strike(anonymous.id, "authentication")
                 raise
             return anonymous  # OpenAI's clients always send something
+        if blockable:
+            self._blocks.check(client.id)
         if needed not in client.scopes:
             raise PermissionDenied(f"This API key lacks the scope {needed!r}.")
         return client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..blocks import Blocks
 from ..clients import current_client
 from ..errors import ServeError
 from ..logs import current_request
@@ -15,19 +16,21 @@ from .refuse import refuse
 class RateLimit:
     """One `finally` ends every lease: answered, failed, client gone, engine dead, shutting down."""
 
-    def __init__(self, app: ASGIApp, limiter: RateLimiter, policy: Policy) -> None:
+    def __init__(self, app: ASGIApp, limiter: RateLimiter, blocks: Blocks, policy: Policy) -> None:
         self.app = app
         self._limiter = limiter
+        self._blocks = blocks
         self._policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = current_client.get()
-        if client is None or scope["type"] == "lifespan" or self._policy.is_exempt(scope):
+        if client is None or scope["type"] == "lifespan" or self._exempt(scope):
             await self.app(scope, receive, send)
             return
         try:
             lease = await self._limiter.admit(client)
         except RequestsExceeded as error:
+            await self._blocks.strike(client.id, "limit")
             await refuse(error, scope, send, error.lease.headers())
             return
         except ServeError as error:
@@ -48,8 +51,9 @@ class RateLimit:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = lease.headers()
-                if headers:
+                if message["status"] == 429:  # of tokens, which are known within
+                    await self._blocks.strike(client.id, "limit")
+                if headers := lease.headers():
                     message = {**message, "headers": [*message.get("headers", []), *headers]}
             elif not message.get("more_body", False):
                 await settle()  # before the client knows, which may send its next request at once
@@ -61,3 +65,7 @@ class RateLimit:
         finally:
             current_lease.reset(token)
             await settle()
+
+    def _exempt(self, scope: Scope) -> bool:
+        """An operator must get in when others have used up what there is."""
+        return self._policy.is_exempt(scope) or self._policy.scope_needed(scope["path"]) == "admin"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..clients import Client
 from ..errors import RateLimited
+from ..periodic import every
 from ..settings import Settings
 from ..storage import SharedStorage, StorageAway
 from .quotas import DayUsage, MemoryQuotas, Quotas, Reservation, today
@@ -119,19 +120,13 @@ class RateLimiter:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Within it the slots of running requests stay theirs; at its end what has ended is settled."""
-        task = asyncio.create_task(self._renew()) if self._storage else None
-        try:
+        async with every(LEASE_SECONDS / 3, self._renew) if self._storage else contextlib.nullcontext():
             yield
-        finally:
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, *self._settling, return_exceptions=True)
+        await asyncio.gather(*self._settling)
 
     async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(LEASE_SECONDS / 3)
-            held = [(lease.client, lease.slot) for lease in self._leases.values() if lease.has_slot]
-            await self._quietly(self._quotas.renew(held))
+        held = [(lease.client, lease.slot) for lease in self._leases.values() if lease.has_slot]
+        await self._quietly(self._quotas.renew(held))
 
     async def _quietly(self, work: Awaitable[None]) -> None:
         with contextlib.suppress(StorageAway):  # logged there

@@ -117,6 +117,17 @@ class SecuritySettings(Section):
     allowed_origins: Names = ()
     """Origins whose pages may call the API from a browser (CORS), such as `https://app.example.com`."""
 
+    block_after_failures: int = Field(default=20, ge=0)
+    """Wrong keys from one address within the window that block it for a while; 0 is never."""
+    block_after_limit_hits: int = Field(default=0, ge=0)
+    """Requests over its limit within the window that block a key or address for a while; 0 is never."""
+    block_window_seconds: int = Field(default=60, ge=1)
+    """The window in which those are counted."""
+    block_seconds: float = Field(default=60, gt=0)
+    """Length of a client's first block; each further one within a day is twice as long."""
+    block_max_seconds: float = Field(default=3600, gt=0)
+    """Length of the longest block."""
+
     @property
     def quotas(self) -> Quotas:
         """What a client may take of which nothing else is said."""
