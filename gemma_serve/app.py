@@ -35,6 +35,8 @@ from .middleware.cors import CORS
 from .middleware.policy import Policy
 from .middleware.rate_limit import RateLimit
 from .middleware.request_log import RequestLog
+from .middleware.security_headers import SecurityHeaders
+from .middleware.trusted_host import TrustedHost
 from .middleware.unexpected_error import UnexpectedError
 from .models import Models
 from .rate_limit import RateLimiter
@@ -99,7 +101,7 @@ def create_app(
         middleware=middleware(settings, keys, blocks, limiter),
     )
     app.include_router(generate.router(generator, engine, models, settings.limits))
-    app.include_router(relay.router(generator, engine, models))
+    app.include_router(relay.router(generator, engine, models, settings.limits))
     app.include_router(models_api.router(models))
     app.include_router(usage.router(limiter))
     app.include_router(blocks_api.router(blocks))
@@ -121,13 +123,16 @@ def middleware(settings: Settings, keys: ApiKeys, blocks: Blocks, limiter: RateL
         Middleware(ProxyHeadersMiddleware, trusted_hosts=list(security.trusted_proxies)),
         Middleware(RequestLog),
         Middleware(UnexpectedError),
+        Middleware(SecurityHeaders),
         Middleware(
             CORS,
             allow_origins=security.allowed_origins,
-            allow_methods=["GET", "POST", "OPTIONS"],
-            allow_headers=["*"],
+            allow_methods=security.allowed_methods,
+            allow_headers=security.allowed_headers,
+            allow_credentials=security.allow_credentials,
             expose_headers=_EXPOSED_HEADERS,
         ),
+        Middleware(TrustedHost, hosts=security.trusted_hosts),
         Middleware(
             Authentication,
             keys=keys,

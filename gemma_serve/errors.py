@@ -9,8 +9,10 @@
     ├── NotFound                    404
     │   └── ModelNotFound               model_not_found
     ├── MethodNotAllowed            405
+    ├── RequestTimeout              408
     ├── PayloadTooLarge             413
     ├── UnsupportedMediaType        415
+    ├── HeadTooLarge                431
     ├── NotImplementedHere          501
     ├── Unavailable                 503, Retry-After
     │   ├── EngineNotReady              engine_loading, engine_draining, …
@@ -83,6 +85,16 @@ class InvalidRequest(ServeError):
 
 class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
+
+
+class HeadTooLarge(InvalidRequest):
+    status = 431
+    code = "request_head_too_large"
+
+
+class RequestTimeout(InvalidRequest):
+    status = 408
+    code = "request_timeout"
 
 
 class Unprocessable(InvalidRequest):

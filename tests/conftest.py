@@ -25,7 +25,8 @@ from fastapi import FastAPI
 
 from gemma_serve.app import create_app
 from gemma_serve.engine.lifecycle import VLLMEngine
-from gemma_serve.settings import Settings
+from gemma_serve.http_protocol import protocols
+from gemma_serve.settings import ServerSettings, Settings
 
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 240  # 25 on a quiet machine; CI's is shared
@@ -147,14 +148,13 @@ def http(live: ServerProcess) -> Iterator[httpx.Client]:
 
 
 @asynccontextmanager
-async def serving(app: FastAPI, grace: int = 5) -> AsyncIterator[str]:
+async def serving(app: FastAPI, grace: int = 5, limits: ServerSettings | None = None) -> AsyncIterator[str]:
     """The app under a real uvicorn on a free port of this event loop; yields its URL."""
     config = uvicorn.Config(
         app,
         port=0,
         log_config=None,
-        http="httptools",
-        ws="websockets-sansio",
+        **protocols(limits or ServerSettings()),
         lifespan="on",
         proxy_headers=False,
         timeout_graceful_shutdown=grace,

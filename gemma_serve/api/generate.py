@@ -16,6 +16,7 @@ from ..logs import current_request
 from ..models import Models
 from ..settings import LimitsSettings
 from .body import read_body
+from .cost_caps import check_caps, default_length
 from .docs import errors, request_schema
 from .schemas import ChatCompletion, ChatCompletionBody, Completion, CompletionBody, GenerationBody
 from .streaming import ChunkWriter, GenerationStream, TextWriter, until_disconnect
@@ -58,8 +59,9 @@ def router(generator: Generator, engine: Engine, models: Models, limits: LimitsS
 
     async def generate(kind: Kind, request: Request, schema: type[GenerationBody]) -> Response:
         engine.status.require_ready()  # before the body: a loading server must not parse megabytes
-        body, checked = await read_body(request, schema)
+        body, checked = await read_body(request, schema, limits.max_json_depth)
         _check_parameters(body, limits)
+        default_length(body, limits)
         work = _request(kind, body, models)
         form = _stream_form(request)
         if form == "text" and (checked.n or 1) > 1:
@@ -141,22 +143,4 @@ def _check_parameters(body: dict[str, Any], limits: LimitsSettings) -> None:
             f"'best_of' ({best_of!r:.20}) must equal 'n': the engine has no ranking of answers.",
             param="best_of",
         )
-    if (n := body.get("n") or 1) > limits.max_n:
-        raise InvalidRequest(
-            f"'n' is {n}; at most {limits.max_n} answers at once.", param="n", code="invalid_value"
-        )
-    prompt = body.get("prompt")
-    prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
-    if prompts * n > limits.max_sequences:
-        raise InvalidRequest(
-            f"{prompts} prompts times {n} answers are {prompts * n}; at most {limits.max_sequences} at once.",
-            param="prompt",
-        )
-    for name in ("top_logprobs", "logprobs", "prompt_logprobs"):
-        value = body.get(name)
-        if type(value) is int and not 0 <= value <= limits.max_logprobs:
-            raise InvalidRequest(
-                f"'{name}' is {value}; it must be between 0 and {limits.max_logprobs}.",
-                param=name,
-                code="invalid_value",
-            )
+    check_caps(body, limits)

@@ -16,7 +16,9 @@ from ..errors import ServeError
 from ..generation import Generator
 from ..logs import current_request
 from ..models import Models
+from ..settings import LimitsSettings
 from .body import parse_json, require_json
+from .cost_caps import check_caps, default_length
 from .docs import errors
 from .streaming import EVENT_STREAM_HEADERS, ClientDisconnected, until_disconnect
 
@@ -44,13 +46,16 @@ class RelayedStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def router(generator: Generator, engine: Engine, models: Models) -> APIRouter:
+def router(generator: Generator, engine: Engine, models: Models, limits: LimitsSettings) -> APIRouter:
     routes = APIRouter()
 
     async def relay(kind: RelayKind, request: Request) -> Response:
         engine.status.require_ready()
         require_json(request)
-        body = parse_json(await request.body())
+        body = parse_json(await request.body(), limits.max_json_depth)
+        check_caps(body, limits)
+        if kind == "responses":
+            default_length(body, limits, "max_output_tokens")
         body["model"] = models.resolve(body.get("model"))
         if (record := current_request.get()) is not None:
             record.model = body["model"]

@@ -130,8 +130,8 @@ class GenerationBody(Schema):
     """Token id → bias added to its logit."""
     seed: Int64 | None = None
     """Same seed, same request: same answer, as far as the engine's batching allows."""
-    stop: str | Annotated[list[str], Field(fail_fast=True, max_length=4)] | None = None
-    """Where to end the answer, up to four texts; not part of it."""
+    stop: str | Many[str] | None = None
+    """Where to end the answer, by default up to four texts; not part of it."""
     user: str | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     """Sample among the k likeliest tokens; 0 or -1 for all (vLLM)."""

@@ -57,8 +57,26 @@ class ServerSettings(Section):
     """API processes. Only 1 for now: each would load an engine of its own."""
     max_body_bytes: int = Field(default=10_000_000, ge=1_000)
     """Largest request body in bytes; a longer one gets 413."""
+    max_header_bytes: int = Field(default=32_768, ge=1_024)
+    """Largest URL and headers of a request together in bytes; longer ones get 431."""
+    max_connections: int = Field(default=10_000, ge=1)
+    """Most open connections; further ones get 503, but health probes are answered."""
+    read_timeout_seconds: float = Field(default=60, gt=0)
+    """How long a client may take to send one request, body included; then it gets 408."""
+    write_timeout_seconds: float = Field(default=60, gt=0)
+    """How long a client may leave its answer unread; then the connection and the generation end."""
+    tls_certificate: FilePath | None = None
+    """PEM file of the certificate, its chain after it; with `tls_private_key` the server speaks HTTPS."""
+    tls_private_key: FilePath | None = None
+    """PEM file of the certificate's key, not encrypted."""
     shutdown_timeout_seconds: float = Field(default=30, ge=0)
     """How long running requests may take to finish after SIGTERM."""
+
+    @model_validator(mode="after")
+    def _both_files(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_private_key is None):
+            raise ValueError("server.tls_certificate and server.tls_private_key must be set together")
+        return self
 
     @field_validator("workers")
     @classmethod
@@ -127,6 +145,14 @@ class SecuritySettings(Section):
     """Length of a client's first block; each further one within a day is twice as long."""
     block_max_seconds: float = Field(default=3600, gt=0)
     """Length of the longest block."""
+    trusted_hosts: Names = ()
+    """Host names that the server answers to, `*.example.com` for all below; by default any."""
+    allowed_methods: Names = ("GET", "POST", "DELETE", "OPTIONS")
+    """Methods that pages of those origins may use."""
+    allowed_headers: Names = ("*",)
+    """Headers that pages of those origins may send."""
+    allow_credentials: bool = False
+    """Let browsers send cookies and client certificates along; not with `*` as origin."""
 
     @property
     def quotas(self) -> Quotas:
@@ -147,6 +173,15 @@ class SecuritySettings(Section):
             raise ValueError(
                 "security.api_key_required: there are no keys, so nobody could get in; set security.api_keys "
                 "or security.api_keys_file (`gemma-server keys create NAME --file keys.yaml` makes one)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _credentials(self) -> Self:
+        if self.allow_credentials and "*" in self.allowed_origins:
+            raise ValueError(
+                "security.allow_credentials: with '*' in security.allowed_origins any page could act for "
+                "whoever visits it; name the origins"
             )
         return self
 
@@ -230,5 +265,19 @@ class LimitsSettings(Section):
     """Most answers (`n`) that one request may ask for."""
     max_sequences: int = Field(default=1024, ge=1)
     """Most answers that one request with several prompts may ask for: prompts times `n`."""
+    max_tokens: int = Field(default=0, ge=0)
+    """Longest answer in tokens, also where a request does not say; 0 is what the context leaves."""
+    max_stop: int = Field(default=4, ge=0)
+    """Most stop strings; each is looked for at every token."""
+    max_word_lists: int = Field(default=256, ge=0)
+    """Most entries of `bad_words` and of `stop_token_ids`."""
+    max_tools: int = Field(default=128, ge=0)
+    """Most tools of one request."""
+    max_schema_bytes: int = Field(default=262_144, ge=0)
+    """Largest JSON schema, or tools together, in bytes; grammars are compiled from them."""
+    max_images: int = Field(default=16, ge=0)
+    """Most images of one request."""
+    max_json_depth: int = Field(default=64, ge=8, le=1000)
+    """Deepest nesting of a request's JSON."""
     max_logprobs: int = Field(default=20, ge=0)
     """Most `top_logprobs` or `prompt_logprobs` a token; each is memory and time in the engine."""
