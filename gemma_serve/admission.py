@@ -14,8 +14,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from .clients import Client
 from .errors import Overloaded
 from .settings import QueueSettings
 
@@ -25,18 +25,7 @@ _RATE_SAMPLES = 64
 _RETRY_AFTER_UNKNOWN, _LONGEST_RETRY_AFTER = 5, 60
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
-    """On whose behalf a request waits."""
-
-    name: str = ""
-    weight: float = 1.0
-    """Its share of the engine when several clients wait."""
-    priority: int = 0
-    """Lower goes first, whatever the shares."""
-
-
-_ANYBODY = Client()
+_ANYBODY = Client("")
 
 
 class Admission:
@@ -75,11 +64,11 @@ class Admission:
         if self._waiting_tokens + tokens > limits.max_tokens:
             raise self._refusal(f"requests of about {self._waiting_tokens} tokens wait already")
 
-    async def enter(self, body_bytes: int, answers: int = 1, client: Client = _ANYBODY) -> Slot:
+    async def enter(self, body_bytes: int, answers: int = 1, client: Client | None = None) -> Slot:
         """Wait for a place in the engine; `leave` it however the work ends. Raises `Overloaded`."""
         if self._waiting_requests or not self._fits(answers):
             self.require_room(body_bytes)
-            await self._wait(body_bytes // _BYTES_PER_TOKEN, answers, client)
+            await self._wait(body_bytes // _BYTES_PER_TOKEN, answers, client or _ANYBODY)
         else:
             self._running += answers
         return Slot(self, answers)
@@ -94,8 +83,8 @@ class Admission:
         return self._running + answers <= self._capacity() or not self._running
 
     async def _wait(self, tokens: int, answers: int, client: Client) -> None:
-        start = max(self._virtual_time, self._last_tag.get(client.name, 0.0))
-        self._last_tag[client.name] = start + (tokens + _COST_OF_A_REQUEST) / client.weight
+        start = max(self._virtual_time, self._last_tag.get(client.id, 0.0))
+        self._last_tag[client.id] = start + (tokens + _COST_OF_A_REQUEST) / client.weight
         waiter = _Waiter(client.priority, start, answers, tokens)
         heapq.heappush(self._waiting, waiter)
         if not self._waiting_requests:

@@ -8,36 +8,55 @@ from collections.abc import AsyncIterator, Callable
 
 import orjson
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from . import __version__
 from .admission import Admission
-from .api import docs, generate, relay
+from .api import blocks as blocks_api
+from .api import docs, generate, relay, usage
 from .api import health as health_api
 from .api import models as models_api
 from .api import version as version_api
 from .api.schemas import ChatCompletionBody, CompletionBody
 from .api.streaming import ClientDisconnected
+from .api_keys import ApiKeys
+from .blocks import Blocks
 from .drain import Drain
 from .engine.base import Engine, EngineStatus
 from .engine.lifecycle import VLLMEngine
 from .errors import BY_STATUS, InvalidRequest, ServeError
 from .generation import Generator
 from .health import Health
+from .middleware.api_keys import Authentication
 from .middleware.body_limit import BodyLimit
 from .middleware.cors import CORS
 from .middleware.drain import DrainRequests
+from .middleware.policy import Policy
+from .middleware.rate_limit import RateLimit
 from .middleware.request_log import RequestLog
+from .middleware.security_headers import SecurityHeaders
+from .middleware.trusted_host import TrustedHost
 from .middleware.unexpected_error import UnexpectedError
 from .models import Models
+from .rate_limit import RateLimiter
 from .settings import Settings
+from .storage import SharedStorage
 
 logger = logging.getLogger(__name__)
 
 _DESCRIPTION = "OpenAI-compatible API for Google's Gemma models, on vLLM."
+
+
+_EXPOSED_HEADERS = ["X-Request-Id", "Retry-After"] + [
+    f"x-ratelimit-{what}-{kind}"
+    for kind in ("requests", "tokens")
+    for what in ("limit", "remaining", "reset")
+]
 
 
 def create_app(
@@ -54,6 +73,10 @@ def create_app(
     generator = Generator(engine, admission)
     drain = drain or Drain()
     health = Health(engine, drain)
+    keys = ApiKeys(settings.security)
+    storage = SharedStorage(settings.storage) if settings.storage.url else None
+    limiter = RateLimiter(settings, storage)
+    blocks = Blocks(settings.security, storage)
 
     def log_change(status: EngineStatus) -> None:
         level = logging.CRITICAL if status.failed else logging.INFO
@@ -64,11 +87,15 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine.status.on_change = log_change
-        await engine.start()
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            if storage is not None:
+                stack.push_async_callback(storage.aclose)
+            await stack.enter_async_context(keys.watched())
+            await stack.enter_async_context(limiter.running())
+            await stack.enter_async_context(blocks.shared())
+            stack.push_async_callback(engine.stop)
+            await engine.start()
             yield
-        finally:
-            await engine.stop()
 
     app = FastAPI(
         title="gemma_serve",
@@ -78,34 +105,55 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=middleware(settings, drain),
+        middleware=middleware(settings, drain, keys, blocks, limiter),
     )
     app.state.admission = admission
     app.include_router(generate.router(generator, models, settings))
     app.include_router(relay.router(generator, models, settings))
     app.include_router(models_api.router(models))
+    app.include_router(usage.router(limiter))
+    app.include_router(blocks_api.router(blocks))
     app.include_router(health_api.router(health))
     app.include_router(version_api.router())
     docs.install(app, [ChatCompletionBody, CompletionBody])
     app.add_exception_handler(ServeError, _render_error)
     app.add_exception_handler(HTTPException, _render_http_error)
+    app.add_exception_handler(RequestValidationError, _render_wrong_query)
     app.add_exception_handler(ClientDisconnected, _render_nothing)
+    app.add_exception_handler(ClientDisconnect, _render_nothing)  # starlette's, while it reads the body
     return app
 
 
-def middleware(settings: Settings, drain: Drain) -> list[Middleware]:
+def middleware(
+    settings: Settings, drain: Drain, keys: ApiKeys, blocks: Blocks, limiter: RateLimiter
+) -> list[Middleware]:
     """Every middleware, outermost first: the only place that orders them."""
+    security = settings.security
+    policy = Policy(security.public_paths)
     return [
+        Middleware(ProxyHeadersMiddleware, trusted_hosts=list(security.trusted_proxies)),
         Middleware(RequestLog),
         Middleware(UnexpectedError),
+        Middleware(SecurityHeaders),
         Middleware(DrainRequests, drain=drain),
         Middleware(
             CORS,
-            allow_origins=settings.security.allowed_origins,
-            allow_methods=["GET", "POST", "OPTIONS"],
-            allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            allow_origins=security.allowed_origins,
+            allow_methods=security.allowed_methods,
+            allow_headers=security.allowed_headers,
+            allow_credentials=security.allow_credentials,
+            expose_headers=_EXPOSED_HEADERS,
         ),
+        Middleware(TrustedHost, hosts=security.trusted_hosts),
+        Middleware(
+            Authentication,
+            keys=keys,
+            blocks=blocks,
+            policy=policy,
+            required=security.keys_required,
+            quotas=security.quotas,
+        ),
+        Middleware(RateLimit, limiter=limiter, blocks=blocks, policy=policy),
         Middleware(BodyLimit, limit=settings.server.max_body_bytes),
     ]
 
@@ -127,6 +175,15 @@ async def _render_http_error(request: Request, error: Exception) -> Response:
         message = f"{request.method} is not allowed on {request.url.path!r:.200}; use {allowed}."
     body = kind(message).body()
     return Response(orjson.dumps(body), error.status_code, dict(error.headers or {}), "application/json")
+
+
+async def _render_wrong_query(request: Request, error: Exception) -> Response:
+    """FastAPI's own check of what stands in a URL."""
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    param = str(fault["loc"][-1])
+    message = f"Invalid value for '{param}': {str(fault['msg']).replace('Input should', 'should')}."
+    return await _render_error(request, InvalidRequest(message, param=param, code="invalid_value"))
 
 
 async def _render_nothing(request: Request, error: Exception) -> Response:

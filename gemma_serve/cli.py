@@ -1,18 +1,17 @@
-"""`gemma-server`: serve, check."""
+"""`gemma-server`: serve, check, keys."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
-from . import __version__
+from . import __version__, cli_keys
 from .errors import StartupError
-from .settings import Settings, fields, load_with_sources, source_of, variable_name
+from .settings import Settings, fields, load_with_sources, masked, source_of, variable_name
 
 _EPILOG = """\
 A setting comes from the first of: these options, environment variables, .env, the --config file, the default.
@@ -75,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(run=run)
         _add_settings(command)
+    keys = commands.add_parser(
+        "keys",
+        help="create, list, revoke and verify API keys; show their usage",
+        description="API keys: make, show and revoke them.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cli_keys.add_commands(keys)
     return parser
 
 
@@ -144,22 +150,6 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
-_SECRETS = ("_token", "_key", "_keys", "_password", "_secret")
-
-
-def _masked(value: Any) -> Any:
-    """As YAML can write it, secrets within nested values masked."""
-    if isinstance(value, dict):
-        return {
-            key: "********" if str(key).endswith(_SECRETS) else _masked(item) for key, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [_masked(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
 def _shown(name: str, value: Any) -> str:
-    if value and name.endswith(_SECRETS):
-        return "********"
-    value = _masked(value)
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    text = yaml.safe_dump(masked(name, value), default_flow_style=True, width=10_000)
+    return text.removesuffix("...\n").strip()

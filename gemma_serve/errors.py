@@ -5,28 +5,46 @@
     ├── InvalidRequest              400 invalid_request_error
     │   ├── ContextLengthExceeded       context_length_exceeded
     │   └── Unprocessable           422 (an image that cannot be fetched, …)
+    ├── Unauthenticated             401 invalid_api_key
+    ├── PermissionDenied            403
     ├── NotFound                    404
     │   └── ModelNotFound               model_not_found
     ├── MethodNotAllowed            405
+    ├── RequestTimeout              408
     ├── PayloadTooLarge             413
     ├── UnsupportedMediaType        415
+    ├── HeadTooLarge                431
     ├── NotImplementedHere          501
     ├── DeadlineExceeded            504 timeout
-    └── Unavailable                 503, Retry-After
-        ├── EngineNotReady              engine_loading, engine_draining, …
-        └── Overloaded                  engine_overloaded
+    ├── Unavailable                 503, Retry-After
+    │   ├── EngineNotReady              engine_loading, engine_draining, …
+    │   ├── Overloaded                  engine_overloaded
+    │   └── StorageAway                 storage_unavailable (storage.py)
+    └── RateLimited                 429 rate_limit_exceeded, Retry-After
 
 `type` and `code` follow https://platform.openai.com/docs/guides/error-codes: clients branch on them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 # A client's own text may be quoted, and may have any length.
 _LONGEST_MESSAGE = 1000
 _LONGEST_PARAM = 200
+
+
+# https://docs.anthropic.com/en/api/errors
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class ServeError(Exception):
@@ -55,6 +73,12 @@ class ServeError(Exception):
         """The wire form: `{"error": {message, type, param, code}}`."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
+    def anthropic_body(self) -> dict[str, Any]:
+        """The same in Anthropic's form."""
+        by_class = "invalid_request_error" if self.status < 500 else "api_error"
+        name = _ANTHROPIC_TYPES.get(self.status, by_class)
+        return {"type": "error", "error": {"type": name, "message": self.message}}
+
 
 class EngineCrash(ServeError):
     code = "engine_crash"
@@ -69,8 +93,31 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class HeadTooLarge(InvalidRequest):
+    status = 431
+    code = "request_head_too_large"
+
+
+class RequestTimeout(InvalidRequest):
+    status = 408
+    code = "request_timeout"
+
+
 class Unprocessable(InvalidRequest):
     status = 422
+
+
+class Unauthenticated(InvalidRequest):
+    status = 401
+    code = "invalid_api_key"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"WWW-Authenticate": "Bearer"})
+
+
+class PermissionDenied(InvalidRequest):
+    status = 403
+    code = "permission_denied"
 
 
 class NotFound(InvalidRequest):
@@ -109,6 +156,20 @@ class Unavailable(ServeError):
 
     def __init__(self, message: str, *, retry_after: int = 5, code: str | None = None) -> None:
         super().__init__(message, code=code, headers={"Retry-After": str(retry_after)})
+
+
+class RateLimited(ServeError):
+    """Too much of `kind`, "requests" or "tokens". `retry_after` is in seconds; None: never as it is."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, kind: str, retry_after: float | None) -> None:
+        headers = {"x-should-retry": "false"}  # OpenAI's clients obey it
+        if retry_after is not None:
+            headers = {"Retry-After": str(max(1, math.ceil(retry_after)))}
+        super().__init__(message, headers=headers)
+        self.type = kind
 
 
 class EngineNotReady(Unavailable):

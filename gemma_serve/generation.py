@@ -1,14 +1,18 @@
-"""One generation from request to usage: admission, the engine, the accounting."""
+"""One generation from request to usage: token quota, admission, the engine, the accounting."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from .admission import Admission, Slot
+from .clients import current_client
 from .engine.base import Delta, Engine, GenerationRequest, RelayKind, TokenStream
 from .logs import RequestRecord, current_request
+from .rate_limit import abandon, reserve_tokens
+from .token_usage import estimate_tokens, note_answer, noted_events
 
 _WITHOUT_ENGINE = {"tokenize", "detokenize", "count_tokens"}
 
@@ -27,9 +31,12 @@ class Generator:
 
     async def complete(self, request: GenerationRequest) -> dict[str, Any]:
         """The whole answer in OpenAI's shape."""
-        slot = await self._enter(request.size, request.answers)
+        slot = await self._enter(request.body, request.size, request.answers)
         try:
             answer, usage = await self._engine.complete(request)
+        except asyncio.CancelledError:
+            abandon()
+            raise
         finally:
             slot.leave()
         if (record := current_request.get()) is not None:
@@ -39,7 +46,7 @@ class Generator:
     async def stream(self, request: GenerationRequest) -> RecordedStream:
         """The answer as it comes."""
         started = time.perf_counter()
-        slot = await self._enter(request.size, request.answers)
+        slot = await self._enter(request.body, request.size, request.answers)
         try:
             return RecordedStream(await self._engine.stream(request), started, slot)
         except BaseException:
@@ -52,31 +59,35 @@ class Generator:
             answer = await self._engine.relay(kind, body)
             assert isinstance(answer, dict)
             return answer
-        slot = await self._enter(size)
+        slot = await self._enter(body, size)
         try:
             answer = await self._engine.relay(kind, body)
         except BaseException:
             slot.leave()
             raise
-        if isinstance(answer, dict):
-            slot.leave()
-            return answer
-        return RelayedEvents(answer, slot)
+        record = current_request.get() or RequestRecord("")
+        if not isinstance(answer, dict):
+            return RelayedEvents(answer, slot, record)
+        slot.leave()
+        note_answer(answer, record)
+        return answer
 
-    async def _enter(self, size: int, answers: int = 1) -> Slot:
+    async def _enter(self, body: dict[str, Any], size: int, answers: int = 1) -> Slot:
         self._engine.status.require_serving()
-        return await self._admission.enter(size, answers)
+        await reserve_tokens(lambda: estimate_tokens(body))
+        return await self._admission.enter(size, answers, current_client.get())
 
 
 class RelayedEvents:
     """Server-sent events of another API. Close it however the iteration ended."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], slot: Slot) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], slot: Slot, record: RequestRecord) -> None:
         self._events = events
         self._slot = slot
+        self._record = record
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._events
+        return noted_events(self._events, self._record)
 
     async def aclose(self) -> None:
         try:

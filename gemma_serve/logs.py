@@ -20,6 +20,8 @@ class RequestRecord:
 
     id: str
     model: str | None = None
+    key: str | None = None
+    """The name of the API key, never the key."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     time_to_first_token: float | None = None
@@ -75,6 +77,8 @@ class JsonFormatter(logging.Formatter):
         }
         if (request := current_request.get()) is not None:
             entry["request_id"] = request.id
+            if request.key is not None:
+                entry["key"] = request.key
         if record.name.startswith("vllm"):
             entry["process"] = _process(record)
         entry |= {key: value for key, value in vars(record).items() if key not in _STANDARD}

@@ -20,7 +20,7 @@ def _end(status: EngineStatus) -> None:
 refuse_workers()
 try:
     _settings = Settings.load()
+    logs.configure(_settings.log.level, _settings.log.format)
+    app = create_app(_settings, on_change=_end)
 except StartupError as error:
     sys.exit(f"gemma_serve: {error}")
-logs.configure(_settings.log.level, _settings.log.format)
-app = create_app(_settings, on_change=_end)

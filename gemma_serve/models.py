@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from .clients import current_client
 from .engine.base import Engine
-from .errors import ModelNotFound
+from .errors import ModelNotFound, PermissionDenied
 from .settings import Settings
 
 
@@ -22,16 +23,24 @@ class Models:
     def resolve(self, name: str | None) -> str:
         """The served name behind `name`, which may be an alias, or absent where there is only one model.
 
-        Raises `ModelNotFound`.
+        Raises `ModelNotFound`, and `PermissionDenied` where the client's key is not for it.
         """
         if name is None or name in self._names:
+            if not self._allowed():
+                raise PermissionDenied(
+                    f"This API key has no access to the model {self._model.id!r}.",
+                    param="model",
+                    code="model_not_found",
+                )
             return self._model.id
         raise ModelNotFound(
             f"The model {name!r:.100} does not exist; this server has {self._model.id!r}.", param="model"
         )
 
     def list(self) -> list[dict[str, Any]]:
-        """OpenAI's model objects, with the fields of vLLM that clients read."""
+        """OpenAI's model objects, with the fields of vLLM that clients read: those the client may use."""
+        if not self._allowed():
+            return []
         return [
             {
                 "id": self._model.id,
@@ -44,6 +53,10 @@ class Models:
                 "state": str(self._engine.status.state),
             }
         ]
+
+    def _allowed(self) -> bool:
+        client = current_client.get()
+        return client is None or not client.models or not client.models.isdisjoint(self._names)
 
     def get(self, name: str) -> dict[str, Any]:
         """One of `list`, by name or alias. Raises `ModelNotFound`."""

@@ -20,6 +20,7 @@ from .drain import Drain
 from .engine.base import Engine, EngineStatus
 from .engine.lifecycle import VLLMEngine
 from .errors import StartupError
+from .http_protocol import protocols
 from .settings import ServerSettings, Settings
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def run(settings: Settings, engine: Engine | None = None) -> NoReturn:
     """Serve until a signal or a dead engine ends it, then end the process: 0, or 1 for a failure."""
     logs.configure(settings.log.level, settings.log.format)
     sock = _bind(settings.server.host, settings.server.port)
-    url = _url(sock)
+    url = _url(sock, "https" if settings.server.tls_certificate else "http")
     started = time.monotonic()
 
     def on_change(status: EngineStatus) -> None:
@@ -45,8 +46,9 @@ def run(settings: Settings, engine: Engine | None = None) -> NoReturn:
     drain = Drain()
     config = uvicorn.Config(
         create_app(settings, engine, drain=drain, on_change=on_change),
-        http="httptools",
-        ws="websockets-sansio",
+        **protocols(settings.server),
+        ssl_certfile=settings.server.tls_certificate,
+        ssl_keyfile=settings.server.tls_private_key,
         log_config=None,
         access_log=False,
         proxy_headers=False,  # whoever connects could name any address
@@ -54,6 +56,10 @@ def run(settings: Settings, engine: Engine | None = None) -> NoReturn:
         timeout_graceful_shutdown=_CANCEL_SECONDS,  # what has not ended by then was waited for in `Server`
         lifespan="on",
     )
+    try:
+        config.load()  # reads the certificate
+    except (OSError, ValueError) as error:
+        raise StartupError(f"the TLS certificate or key cannot be used: {error}") from error
     server = Server(config, drain, settings.server)
     logger.info("Listening on %s; loading %s", url, settings.model.name)
     try:
@@ -135,10 +141,10 @@ def _bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _url(sock: socket.socket) -> str:
+def _url(sock: socket.socket, scheme: str) -> str:
     host, port = sock.getsockname()[:2]
     host = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{host}:{port}"
+    return f"{scheme}://{host}:{port}"
 
 
 def refuse_workers() -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ import httpx
 import openai
 import pytest
 import pytest_asyncio
+import redis
 import uvicorn
 from fastapi import FastAPI
 
 from gemma_serve.admission import Admission
 from gemma_serve.app import create_app
 from gemma_serve.engine.lifecycle import VLLMEngine
-from gemma_serve.settings import Settings
+from gemma_serve.http_protocol import protocols
+from gemma_serve.settings import ServerSettings, Settings
 
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 240  # 25 on a quiet machine; CI's is shared
@@ -148,15 +150,15 @@ def http(live: ServerProcess) -> Iterator[httpx.Client]:
 
 
 @asynccontextmanager
-async def serving(app: FastAPI, grace: int = 5) -> AsyncIterator[str]:
+async def serving(app: FastAPI, grace: int = 5, limits: ServerSettings | None = None) -> AsyncIterator[str]:
     """The app under a real uvicorn on a free port of this event loop; yields its URL."""
     config = uvicorn.Config(
         app,
         port=0,
         log_config=None,
-        http="httptools",
-        ws="websockets-sansio",
+        **protocols(limits or ServerSettings()),
         lifespan="on",
+        proxy_headers=False,
         timeout_graceful_shutdown=grace,
     )
     server = uvicorn.Server(config)
@@ -171,6 +173,36 @@ async def serving(app: FastAPI, grace: int = 5) -> AsyncIterator[str]:
     finally:
         server.should_exit = True
         await task
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real Redis of this session's own, in memory only."""
+    with running_redis(tmp_path_factory.mktemp("redis") / "socket") as url:
+        yield url
+
+
+@contextmanager
+def running_redis(path: Path) -> Iterator[str]:
+    """Debian's redis-server at a socket."""
+    command = ["redis-server", "--port", "0", "--unixsocket", str(path), "--dir", str(path.parent)]
+    process = subprocess.Popen([*command, "--save", "", "--appendonly", "no"], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        with redis.Redis(unix_socket_path=str(path)) as client:
+            while True:
+                try:
+                    client.ping()
+                    break
+                except redis.ConnectionError:
+                    assert process.poll() is None and time.monotonic() < deadline, (
+                        "redis-server does not start"
+                    )
+                    time.sleep(0.01)
+        yield f"unix://{path}"
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 @dataclass

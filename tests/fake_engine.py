@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
+
+import orjson
 
 from gemma_serve.engine.base import Delta, EngineState, EngineStatus, GenerationRequest, RelayKind, Usage
 from gemma_serve.errors import ServeError
@@ -28,6 +30,7 @@ class FakeStream:
                 raise self._engine.error
             if position == self._engine.hang_at:
                 await self._engine.hang()
+            await asyncio.sleep(self._engine._pause)
             self.usage.completion_tokens += 1
             last = position == len(self._engine.words) - 1
             yield [Delta(0, word, "stop" if last else None)]
@@ -37,7 +40,7 @@ class FakeStream:
 
 
 class FakeEngine:
-    """`hang_at` and `fail_at` say before which word the stream stops or raises `error`."""
+    """`hang_at` and `fail_at`: the word before which it stops or raises `error`; `pause`: seconds a word."""
 
     def __init__(
         self,
@@ -47,6 +50,8 @@ class FakeEngine:
         fail_at: int | None = None,
         error: BaseException | None = None,
         ready: bool = True,
+        pause: float = 0.0,
+        usage: dict[str, int] | None = None,
     ) -> None:
         self.words, self.hang_at, self.fail_at = words, hang_at, fail_at
         self.error = error or ServeError("the fake engine failed")
@@ -58,6 +63,8 @@ class FakeEngine:
         self._ready = ready
         self.go_on = asyncio.Event()
         """Set it to end the hanging."""
+        self._pause = pause
+        self._usage = usage
 
     async def start(self) -> None:
         if self._ready:
@@ -72,6 +79,7 @@ class FakeEngine:
             raise self.error
         if self.hang_at is not None:
             await self.hang()
+        await asyncio.sleep(self._pause * len(self.words))
         return {"id": "x", "choices": [], "model": request.model}, Usage(3, len(self.words))
 
     async def stream(self, request: GenerationRequest) -> FakeStream:
@@ -79,8 +87,15 @@ class FakeEngine:
         self.streams.append(FakeStream(self, request))
         return self.streams[-1]
 
-    async def relay(self, kind: RelayKind, body: dict[str, Any]) -> dict[str, Any]:
-        return {"kind": kind, "body": body}
+    async def relay(
+        self, kind: RelayKind, body: dict[str, Any]
+    ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
+        answer = {"kind": kind, "body": body, "usage": self._usage}
+        return self._events(answer) if body.get("stream") else answer
+
+    async def _events(self, answer: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+        yield b'event: content_block_delta\ndata: {"type":"content_block_delta"}\n\n'
+        yield b"event: message_delta\ndata: " + orjson.dumps(answer) + b"\n\n"
 
     async def hang(self) -> None:
         self.hanging += 1

@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from gemma_serve.admission import Admission, Client, Slot
+from gemma_serve.admission import Admission, Slot
+from gemma_serve.clients import Client
 from gemma_serve.errors import Overloaded
 from gemma_serve.settings import QueueSettings
 

@@ -10,11 +10,14 @@ import pytest
 from openapi_spec_validator import validate
 
 from gemma_serve import __version__
+from gemma_serve.api_keys import ApiKeys
 from gemma_serve.app import create_app, middleware
+from gemma_serve.blocks import Blocks
 from gemma_serve.drain import Drain
 from gemma_serve.engine.base import EngineState
 from gemma_serve.engine.installed import vllm_version
 from gemma_serve.errors import ContextLengthExceeded
+from gemma_serve.rate_limit import RateLimiter
 from gemma_serve.settings import Settings
 
 from .conftest import serving, until
@@ -28,11 +31,18 @@ def settings(**sections: object) -> Settings:
 
 
 def test_middleware_order() -> None:
-    assert [item.cls.__name__ for item in middleware(settings(), Drain())] == [  # type: ignore[attr-defined]
+    given, security = settings(), settings().security
+    items = middleware(given, Drain(), ApiKeys(security), Blocks(security), RateLimiter(given))
+    assert [item.cls.__name__ for item in items] == [  # type: ignore[attr-defined]
+        "ProxyHeadersMiddleware",
         "RequestLog",
         "UnexpectedError",
+        "SecurityHeaders",
         "DrainRequests",
         "CORS",
+        "TrustedHost",
+        "Authentication",
+        "RateLimit",
         "BodyLimit",
     ]
 

@@ -10,7 +10,9 @@ import pytest
 from .conftest import ROOT, clean_environ
 
 
-def run(*arguments: str, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, environ: dict[str, str] | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "gemma_serve", *arguments],
         cwd=ROOT,
@@ -18,6 +20,7 @@ def run(*arguments: str, environ: dict[str, str] | None = None) -> subprocess.Co
         capture_output=True,
         text=True,
         timeout=60,
+        input=stdin,
     )
 
 

@@ -35,7 +35,9 @@ def row(section: str, field: str, info: Any) -> str:
 
 
 def shown_default(default: Any) -> str:
-    if default is None or default == ():
+    if isinstance(default, tuple):
+        default = ",".join(default) or None
+    if default is None:
         return "not set"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 

@@ -18,10 +18,10 @@ from .streaming import Patience
 S = TypeVar("S", bound=Schema)
 
 
-async def read_body(request: Request, schema: type[S]) -> tuple[dict[str, Any], S]:
+async def read_body(request: Request, schema: type[S], max_depth: int) -> tuple[dict[str, Any], S]:
     """The body as the client sent it, and validated. Raises `InvalidRequest`, `UnsupportedMediaType`."""
     require_json(request)
-    body = parse_json(await request.body())
+    body = parse_json(await request.body(), max_depth)
     try:
         return body, schema.model_validate(body)
     except ValidationError as error:
@@ -61,8 +61,8 @@ def _is_json(content_type: str) -> bool:
     return media_type == "application/json" or media_type.endswith("+json")
 
 
-def parse_json(raw: bytes) -> dict[str, Any]:
-    """A JSON object. orjson refuses invalid UTF-8, lone surrogates, NaN and nesting deeper than 1,024."""
+def parse_json(raw: bytes, max_depth: int) -> dict[str, Any]:
+    """A JSON object. orjson refuses invalid UTF-8, lone surrogates and NaN."""
     if not raw:
         raise InvalidRequest("The request body is empty; send a JSON object.")
     try:
@@ -71,6 +71,10 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from error
     if not isinstance(body, dict):
         raise InvalidRequest(f"The request body must be a JSON object, not {_JSON_NAMES[type(body)]}.")
+    if raw.count(b"{") + raw.count(b"[") > max_depth and _deeper(body, max_depth):
+        raise InvalidRequest(
+            f"The request body is nested deeper than {max_depth} levels.", code="invalid_json"
+        )
     # C code below the tokenizers takes NUL for the end of text. The search costs little next to parsing.
     if b"\\u0000" in raw and (path := _nul_path(body)) is not None:
         raise InvalidRequest(f"'{path}' holds a NUL character (U+0000); remove it.", param=path)
@@ -85,6 +89,21 @@ _JSON_NAMES = {
     bool: "a boolean",
     type(None): "null",
 }
+
+
+def _deeper(body: dict[str, Any], depth: int) -> bool:
+    """Is it nested deeper than that? Level by level, so that no input makes it recurse."""
+    level: list[Any] = [body]
+    for _ in range(depth):
+        level = [
+            child
+            for item in level
+            for child in (item.values() if type(item) is dict else item)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _nul_path(body: dict[str, Any]) -> str | None:

@@ -16,6 +16,7 @@ from ..logs import current_request
 from ..models import Models
 from ..settings import LimitsSettings, Settings
 from .body import body_size, patience_of, read_body
+from .cost_caps import check_caps, default_length
 from .docs import errors, request_schema
 from .schemas import ChatCompletion, ChatCompletionBody, Completion, CompletionBody, GenerationBody
 from .streaming import (
@@ -69,8 +70,9 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         size = body_size(request)
         generator.require_room(size)  # before the body: who cannot serve it must not parse megabytes
         patience = patience_of(request, settings)
-        body, checked = await read_body(request, schema)
+        body, checked = await read_body(request, schema, settings.limits.max_json_depth)
         _check_parameters(body, settings.limits)
+        default_length(body, settings.limits)
         work = _request(kind, body, models, size)
         form = _stream_form(request)
         if form == "text" and (checked.n or 1) > 1:
@@ -168,20 +170,4 @@ def _check_parameters(body: dict[str, Any], limits: LimitsSettings) -> None:
             f"'best_of' ({best_of!r:.20}) must equal 'n': the engine has no ranking of answers.",
             param="best_of",
         )
-    if (n := body.get("n") or 1) > limits.max_n:
-        raise InvalidRequest(
-            f"'n' is {n}; at most {limits.max_n} answers at once.", param="n", code="invalid_value"
-        )
-    if (prompts := _prompts(body)) * n > limits.max_sequences:
-        raise InvalidRequest(
-            f"{prompts} prompts times {n} answers are {prompts * n}; at most {limits.max_sequences} at once.",
-            param="prompt",
-        )
-    for name in ("top_logprobs", "logprobs", "prompt_logprobs"):
-        value = body.get(name)
-        if type(value) is int and not 0 <= value <= limits.max_logprobs:
-            raise InvalidRequest(
-                f"'{name}' is {value}; it must be between 0 and {limits.max_logprobs}.",
-                param=name,
-                code="invalid_value",
-            )
+    check_caps(body, limits)

@@ -17,16 +17,9 @@ from ..logs import current_request
 from ..models import Models
 from ..settings import Settings
 from .body import body_size, parse_json, patience_of, require_json
+from .cost_caps import check_caps, default_length
 from .docs import errors
 from .streaming import EVENT_STREAM_HEADERS, Patience, StreamedResponse, until_disconnect
-
-# https://docs.anthropic.com/en/api/errors
-_ANTHROPIC_TYPES = {
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-}
 
 
 class RelayedStream(StreamedResponse):
@@ -58,23 +51,19 @@ class AnthropicStream(RelayedStream):
             await _anthropic_response(error)(scope, receive, send)
 
     def render_error(self, error: ServeError) -> bytes:
-        return b"event: error\ndata: " + orjson.dumps(_anthropic_body(error)) + b"\n\n"
-
-
-def _anthropic_body(error: ServeError) -> dict[str, Any]:
-    fallback = "invalid_request_error" if error.status < 500 else "api_error"
-    name = _ANTHROPIC_TYPES.get(error.status, fallback)
-    return {"type": "error", "error": {"type": name, "message": error.message}}
+        return b"event: error\ndata: " + orjson.dumps(error.anthropic_body()) + b"\n\n"
 
 
 def _anthropic_response(error: ServeError) -> Response:
-    return Response(orjson.dumps(_anthropic_body(error)), error.status, error.headers, "application/json")
+    body = orjson.dumps(error.anthropic_body())
+    return Response(body, error.status, error.headers, "application/json")
 
 
 _STREAMS = {"responses": RelayedStream, "messages": AnthropicStream}
 
 
 def router(generator: Generator, models: Models, settings: Settings) -> APIRouter:
+    limits = settings.limits
     routes = APIRouter()
 
     async def relay(kind: RelayKind, request: Request) -> Response:
@@ -82,7 +71,10 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         generator.require_room(size)
         patience = patience_of(request, settings)
         require_json(request)
-        body = parse_json(await request.body())
+        body = parse_json(await request.body(), limits.max_json_depth)
+        check_caps(body, limits)
+        if kind == "responses":
+            default_length(body, limits, "max_output_tokens")
         body["model"] = models.resolve(body.get("model"))
         if (record := current_request.get()) is not None:
             record.model = body["model"]

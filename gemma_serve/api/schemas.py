@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -129,8 +130,8 @@ class GenerationBody(Schema):
     """Token id → bias added to its logit."""
     seed: Int64 | None = None
     """Same seed, same request: same answer, as far as the engine's batching allows."""
-    stop: str | Annotated[list[str], Field(fail_fast=True, max_length=4)] | None = None
-    """Where to end the answer, up to four texts; not part of it."""
+    stop: str | Many[str] | None = None
+    """Where to end the answer, by default up to four texts; not part of it."""
     user: str | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     """Sample among the k likeliest tokens; 0 or -1 for all (vLLM)."""
@@ -258,6 +259,34 @@ class Model(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"]
     data: list[Model]
+
+
+class DayUsage(BaseModel):
+    date: str
+    key: str | None
+    """The name of the key; null for all clients without one."""
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class UsageList(BaseModel):
+    object: Literal["list"]
+    data: list[DayUsage]
+
+
+class Block(BaseModel):
+    client: str
+    """`ip:` and an address or network, or `key:` and a name."""
+    reason: Literal["authentication", "limit"]
+    offence: int
+    """The how-many-th block of this client within a day; each is twice as long as the last."""
+    until: datetime
+
+
+class BlockList(BaseModel):
+    object: Literal["list"]
+    data: list[Block]
 
 
 class ErrorDetail(BaseModel):

@@ -17,6 +17,7 @@ logger = logging.getLogger("gemma_serve.request")
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._~:@/+=-]{1,128}")
 _REFUSED = 403  # what a WebSocket's client gets when it is closed before it was accepted
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before the answer
+_STARTS = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 _PROBED = ("/health", "/metrics", "/ping")  # asked every few seconds; at INFO they would drown the rest
 
 
@@ -38,13 +39,13 @@ class RequestLog:
 
         async def send_with_id(message: Message) -> None:
             nonlocal status, accepted, finished
-            if message["type"] in ("http.response.start", "websocket.accept"):
+            if message["type"] in _STARTS:
                 status, accepted = message.get("status", 101), True
                 headers = [*message.get("headers", []), (b"x-request-id", record.id.encode())]
                 message = {**message, "headers": headers}
             elif message["type"] == "websocket.close":
                 status, finished = (status if accepted else _REFUSED), True
-            elif message["type"] == "http.response.body":
+            elif message["type"] in ("http.response.body", "websocket.http.response.body"):
                 finished = not message.get("more_body", False)
             await send(message)
 
@@ -76,6 +77,7 @@ class RequestLog:
                 "status": status,
                 "seconds": round(seconds, 6),
                 "model": record.model,
+                "key": record.key,
                 "prompt_tokens": record.prompt_tokens,
                 "completion_tokens": record.completion_tokens,
                 "time_to_first_token": record.time_to_first_token,

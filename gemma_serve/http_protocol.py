@@ -1,0 +1,172 @@
+"""uvicorn's connections with limits of their own: long heads, slow senders, readers that stop, their number.
+
+httptools takes a head of any size, and uvicorn waits for ever for the rest of a request or for a reader who
+has stopped. The application cannot mend that: it does not run yet, or it waits itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from .errors import HeadTooLarge, InvalidRequest, RequestTimeout, ServeError, Unavailable
+from .settings import ServerSettings
+
+_MOST_HEADERS = 128
+_SPARE_CONNECTIONS = 64  # beyond the setting: probes are answered there, and others told
+
+
+def protocols(limits: ServerSettings) -> dict[str, Any]:
+    """Arguments of `uvicorn.Config`."""
+    members = {"limits": limits}
+    return {
+        "http": type("Http", (HttpProtocol,), members),
+        "ws": type("WebSocket", (WebSocketProtocol,), members),
+        "ws_max_size": limits.max_body_bytes,
+    }
+
+
+class PatientOnce:
+    """Ends a connection whose other end does not read, and with it the generation that it was for."""
+
+    limits: ServerSettings
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    _write_timer: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()  # type: ignore[misc]
+        self._stop_write_timer()
+        self._write_timer = self.loop.call_later(self.limits.write_timeout_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_write_timer()
+        super().resume_writing()  # type: ignore[misc]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_write_timer()
+        super().connection_lost(exc)  # type: ignore[misc]
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+
+class WebSocketProtocol(PatientOnce, WebSocketsSansIOProtocol):
+    pass
+
+
+class HttpProtocol(PatientOnce, HttpToolsProtocol):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._in_head = True
+        self._head_bytes = 0
+        self._refusal: ServeError | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.max_connections + _SPARE_CONNECTIONS:
+            transport.abort()
+            return
+        self._start_read_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_read_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        # Seen from here, because the parser keeps a header to itself until it is whole.
+        if self._in_head and self._head_bytes > self.limits.max_header_bytes and self._open():
+            self._refuse(self._head_too_large())
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._start_read_timer()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._refusal = self._reason_to_refuse()
+        if self._refusal is not None:
+            raise self._refusal  # the parser stops, and `send_400_response` is called
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._stop_read_timer()
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        self._stop_read_timer()
+        super().handle_websocket_upgrade()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._open():
+            self._refuse(
+                self._refusal or InvalidRequest("This is not a valid HTTP request.", code="invalid_http")
+            )
+
+    def _reason_to_refuse(self) -> ServeError | None:
+        limits = self.limits
+        if len(self.headers) > _MOST_HEADERS:
+            return self._head_too_large()
+        if self._head_bytes > limits.max_header_bytes:  # it may be the body's start that makes it so
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > limits.max_header_bytes:
+                return self._head_too_large()
+        if len(self.connections) > limits.max_connections and not self.url.startswith(b"/health"):
+            message = "This server has as many connections as it takes. Try again shortly."
+            return Unavailable(message, retry_after=5, code="too_many_connections")
+        return None
+
+    def _head_too_large(self) -> ServeError:
+        most = f"{self.limits.max_header_bytes:,} bytes or {_MOST_HEADERS} headers"
+        return HeadTooLarge(f"The request's URL and headers are larger than {most}.")
+
+    def _refuse(self, error: ServeError) -> None:
+        """Answer in place of the application and close."""
+        self._stop_read_timer()
+        body = orjson.dumps(error.body())
+        headers = error.headers | {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+        }
+        lines = [f"{name}: {value}\r\n".encode("latin-1") for name, value in headers.items()]
+        self.transport.write(b"".join((STATUS_LINE[error.status], *lines, b"\r\n", body)))
+        self.transport.close()
+
+    def _open(self) -> bool:
+        return not self.transport.is_closing()
+
+    def _start_read_timer(self) -> None:
+        if self._read_timer is None:
+            self._read_timer = self.loop.call_later(self.limits.read_timeout_seconds, self._read_too_slow)
+
+    def _stop_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+
+    def _read_too_slow(self) -> None:
+        self._read_timer = None
+        if self.flow.read_paused:  # it is we who do not read
+            self._start_read_timer()
+            return
+        cycle = None if self._in_head else self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if self._head_bytes and (cycle is None or not cycle.response_started) and self._open():
+            seconds = self.limits.read_timeout_seconds
+            self._refuse(RequestTimeout(f"The whole request did not arrive within {seconds:g} s."))
+        else:
+            self.transport.close()

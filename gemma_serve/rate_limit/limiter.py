@@ -1,0 +1,246 @@
+"""`RateLimiter` admits requests, HTTP or a WebSocket's messages; a `Lease` is what each of them holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, TypeVar
+
+from ..clients import Client
+from ..errors import RateLimited
+from ..periodic import every
+from ..settings import Settings
+from ..storage import SharedStorage, StorageAway
+from .quotas import DayUsage, MemoryQuotas, Quotas, Reservation, today
+from .redis_quotas import LEASE_SECONDS, RedisQuotas
+
+if TYPE_CHECKING:
+    from .window import RequestWindow, Window
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class RateLimiter:
+    """Counts in `storage`, or in this process where there is none."""
+
+    def __init__(self, settings: Settings, storage: SharedStorage | None = None) -> None:
+        self._seconds = settings.security.rate_limit_window_seconds
+        self._storage = storage
+        self._quotas: Quotas = RedisQuotas(storage) if storage else MemoryQuotas()
+        self._leases: dict[str, Lease] = {}
+        self._settling: set[asyncio.Task[None]] = set()
+        self._window: RequestWindow | None = None
+        if settings.security.rate_limit_per_minute or settings.security.api_keys_file:
+            self._requests()  # now, because importing it takes a while
+
+    def in_flight(self) -> int:
+        """Requests admitted here that have not ended."""
+        return len(self._leases)
+
+    async def admit(self, client: Client) -> Lease:
+        """Settle the lease however the request ends. Raises `RateLimited`, or `StorageAway` if so set."""
+        lease = Lease(self, client)
+        if client.quotas.requests_per_minute:
+            lease.window = window = await self._unless_away(self._requests().hit(client), None)
+            if window is not None and not window.admitted:
+                raise RequestsExceeded(
+                    f"Rate limit reached for requests: {window.limit} per {self._seconds} s. Try again in "
+                    f"{duration(window.reset)}.",
+                    lease,
+                    window.reset,
+                )
+        if client.quotas.in_flight or client.quotas.tokens_per_minute:
+            entry = await self._unless_away(self._quotas.enter(client, lease.slot), None)
+            lease.tokens_left = None if entry is None else entry.tokens_left
+            lease.has_slot = entry is not None and entry.admitted
+            if entry is not None and not entry.admitted:
+                raise RequestsExceeded(
+                    f"Rate limit reached for requests at the same time: {client.quotas.in_flight}. Try again "
+                    "when one has ended.",
+                    lease,
+                    1,
+                )
+        self._leases[lease.slot] = lease
+        return lease
+
+    async def reserve(self, lease: Lease, tokens: int) -> None:
+        """Raises `RateLimited`."""
+        quotas = lease.client.quotas
+        for limit, period in ((quotas.tokens_per_minute, "minute"), (quotas.tokens_per_day, "day")):
+            if limit and tokens > limit:
+                raise RateLimited(
+                    f"Request too large: it may take {tokens:,} tokens, the limit is {limit:,} per {period}. "
+                    "Shorten the prompt or lower max_tokens.",
+                    "tokens",
+                    None,
+                )
+        free = Reservation(None, 0.0, 0.0)
+        result = await self._unless_away(self._quotas.reserve(lease.client, lease.day, tokens), free)
+        if result is not free:
+            lease.tokens_left = result.tokens_left
+        if result.short_of is not None:
+            limit = quotas.tokens_per_day if result.short_of == "day" else quotas.tokens_per_minute
+            raise RateLimited(
+                f"Rate limit reached for tokens: {limit:,} per {result.short_of}, requested {tokens:,}. Try "
+                f"again in {duration(result.wait)}.",
+                "tokens",
+                result.wait,
+            )
+        if result is not free:
+            lease.reserved += tokens
+
+    async def settle(self, lease: Lease, prompt_tokens: int, completion_tokens: int) -> None:
+        if self._leases.pop(lease.slot, None) is None:
+            return
+        work = self._quotas.settle(
+            lease.client,
+            lease.slot if lease.has_slot else None,
+            lease.day,
+            lease.reserved,
+            prompt_tokens,
+            completion_tokens,
+        )
+        if self._storage is None:
+            await work  # never suspends, so it cannot be cancelled half-way
+            return
+        task = asyncio.ensure_future(self._quietly(work))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        await asyncio.shield(task)
+
+    async def usage(self, days: int) -> list[DayUsage]:
+        """Of the last `days`, today included. Raises `StorageAway`."""
+        return await self._quotas.usage(days)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Within it the slots of running requests stay theirs; at its end what has ended is settled."""
+        async with every(LEASE_SECONDS / 3, self._renew) if self._storage else contextlib.nullcontext():
+            yield
+        await asyncio.gather(*self._settling)
+
+    async def _renew(self) -> None:
+        held = [(lease.client, lease.slot) for lease in self._leases.values() if lease.has_slot]
+        await self._quietly(self._quotas.renew(held))
+
+    async def _quietly(self, work: Awaitable[None]) -> None:
+        with contextlib.suppress(StorageAway):  # logged there
+            await work
+
+    async def _unless_away(self, work: Awaitable[T], otherwise: T) -> T:
+        try:
+            return await work
+        except StorageAway:
+            if self._storage is None or not self._storage.fail_open:
+                raise
+            return otherwise
+
+    def _requests(self) -> RequestWindow:
+        if self._window is None:
+            from .window import RequestWindow
+
+            self._window = RequestWindow(self._seconds, self._storage)
+        return self._window
+
+
+class Lease:
+    """One admitted request: its slot in flight and its reserved tokens."""
+
+    __slots__ = (
+        "_limiter",
+        "abandoned",
+        "client",
+        "day",
+        "has_slot",
+        "prompt_estimate",
+        "reserved",
+        "slot",
+        "tokens_left",
+        "window",
+    )
+
+    def __init__(self, limiter: RateLimiter, client: Client) -> None:
+        self._limiter = limiter
+        self.client = client
+        self.slot = uuid.uuid4().hex
+        self.day = today()
+        self.reserved = 0
+        self.has_slot = False
+        self.prompt_estimate = 0
+        self.abandoned = False
+        """The client left before the engine said what the answer took: count the prompt, as estimated."""
+        self.window: Window | None = None
+        self.tokens_left: float | None = None
+
+    async def reserve(self, tokens: int) -> None:
+        """Raises `RateLimited`."""
+        await self._limiter.reserve(self, tokens)
+
+    async def settle(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        """Give back what is held; only the first call does something."""
+        if prompt_tokens is None:
+            prompt_tokens = self.prompt_estimate if self.abandoned else 0
+        await self._limiter.settle(self, prompt_tokens, completion_tokens or 0)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """As OpenAI's: https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers"""
+        headers = []
+        if (window := self.window) is not None:
+            headers += [
+                (b"x-ratelimit-limit-requests", b"%d" % window.limit),
+                (b"x-ratelimit-remaining-requests", b"%d" % window.remaining),
+                (b"x-ratelimit-reset-requests", duration(window.reset).encode()),
+            ]
+        if (capacity := self.client.quotas.tokens_per_minute) and self.tokens_left is not None:
+            until_full = (capacity - self.tokens_left) * 60 / capacity
+            headers += [
+                (b"x-ratelimit-limit-tokens", b"%d" % capacity),
+                (b"x-ratelimit-remaining-tokens", b"%d" % max(0, self.tokens_left)),
+                (b"x-ratelimit-reset-tokens", duration(until_full).encode()),
+            ]
+        return headers
+
+
+class RequestsExceeded(RateLimited):
+    """Refused at admission; `lease` was not given, but knows the headers."""
+
+    def __init__(self, message: str, lease: Lease, retry_after: float) -> None:
+        super().__init__(message, "requests", retry_after)
+        self.lease = lease
+
+
+current_lease: ContextVar[Lease | None] = ContextVar("current_lease", default=None)
+"""What the request being served holds."""
+
+
+async def reserve_tokens(estimate: Callable[[], tuple[int, int]]) -> None:
+    """Reserve for a generation what `estimate` gives: tokens of its prompt and of its answer, at most.
+
+    Costs nothing where the client has no token limit. Raises `RateLimited`.
+    """
+    lease = current_lease.get()
+    if lease is not None and (lease.client.quotas.tokens_per_minute or lease.client.quotas.tokens_per_day):
+        prompt, answer = estimate()
+        await lease.reserve(prompt + answer)
+        lease.prompt_estimate = prompt
+
+
+def abandon() -> None:
+    """Note that the request being served was left before its usage was known."""
+    if (lease := current_lease.get()) is not None:
+        lease.abandoned = True
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it: `120ms`, `1.5s`, `6m0s`."""
+    if seconds < 1:
+        return f"{max(0.0, seconds) * 1000:.0f}ms"
+    if seconds < 60:
+        return f"{seconds:.1f}s".replace(".0s", "s")
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest}s"

@@ -1,0 +1,51 @@
+"""Every setting, its default and its meaning: the only reader of environment, `.env` and YAML.
+
+A value comes from the first of: command line, environment (`GEMMA_<SECTION>_<FIELD>`), `.env`, the YAML file
+named by `--config` or `GEMMA_CONFIG`, the defaults in `sections.py`. README's table is checked against these.
+"""
+
+from .sections import (
+    LimitsSettings,
+    ModelSettings,
+    QueueSettings,
+    SecuritySettings,
+    ServerSettings,
+    StorageSettings,
+    SupervisorSettings,
+)
+from .sources import (
+    SettingsError,
+    Source,
+    all_variables,
+    fields,
+    find_config,
+    load_with_sources,
+    masked,
+    source_of,
+    variable_name,
+)
+from .tree import Settings
+
+DEMO_MODEL = "gemma-demo"
+"""The model name that stands for the model shipped inside this package."""
+
+__all__ = [
+    "DEMO_MODEL",
+    "LimitsSettings",
+    "ModelSettings",
+    "QueueSettings",
+    "SecuritySettings",
+    "ServerSettings",
+    "Settings",
+    "SettingsError",
+    "Source",
+    "StorageSettings",
+    "SupervisorSettings",
+    "all_variables",
+    "fields",
+    "find_config",
+    "load_with_sources",
+    "masked",
+    "source_of",
+    "variable_name",
+]

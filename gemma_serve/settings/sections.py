@@ -1,0 +1,312 @@
+"""The sections and fields of the settings: their types, defaults and meanings."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FilePath,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+
+from ..clients import Quotas
+
+
+def text_value(text: str) -> Any:
+    """What an environment variable or option says: JSON where it is JSON, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _comma_list(value: Any) -> Any:
+    """Environment variables hold lists as `a,b`, or as JSON."""
+    if isinstance(value, str):
+        if value.lstrip().startswith("["):
+            return text_value(value)
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
+Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_comma_list)]
+UpperCase = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ServerSettings(Section):
+    host: str = "127.0.0.1"
+    """Address to listen on; `0.0.0.0` for every interface, as in a container."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one and says which."""
+    workers: int = 1
+    """API processes. Only 1 for now: each would load an engine of its own."""
+    max_body_bytes: int = Field(default=10_000_000, ge=1_000)
+    """Largest request body in bytes; a longer one gets 413."""
+    max_header_bytes: int = Field(default=32_768, ge=1_024)
+    """Largest URL and headers of a request together in bytes; longer ones get 431."""
+    max_connections: int = Field(default=10_000, ge=1)
+    """Most open connections; further ones get 503, but health probes are answered."""
+    read_timeout_seconds: float = Field(default=60, gt=0)
+    """How long a client may take to send one request, body included; then it gets 408."""
+    write_timeout_seconds: float = Field(default=60, gt=0)
+    """How long a client may leave its answer unread; then the connection and the generation end."""
+    tls_certificate: FilePath | None = None
+    """PEM file of the certificate, its chain after it; with `tls_private_key` the server speaks HTTPS."""
+    tls_private_key: FilePath | None = None
+    """PEM file of the certificate's key, not encrypted."""
+    keep_alive_seconds: float = Field(default=15, ge=0)
+    """Silence in a stream of events after which a comment is sent, so that no proxy cuts it; 0 sends none."""
+    drain_delay_seconds: float = Field(default=0, ge=0)
+    """After SIGTERM, how long new requests are served while `/health/ready` is 503: load balancers lag."""
+    shutdown_timeout_seconds: float = Field(default=30, ge=0)
+    """How long running requests may take to finish after that."""
+
+    @model_validator(mode="after")
+    def _both_files(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_private_key is None):
+            raise ValueError("server.tls_certificate and server.tls_private_key must be set together")
+        return self
+
+    @field_validator("workers")
+    @classmethod
+    def _one_worker(cls, value: int) -> int:
+        if value != 1:
+            raise ValueError(
+                "must be 1: each worker would load an engine of its own; run more replicas instead"
+            )
+        return value
+
+
+class ModelSettings(Section):
+    name: str = Field(default="google/gemma-2b-it", min_length=1)
+    """Hugging Face id or local folder; `gemma-demo` is the tiny model inside this package."""
+    served_name: str | None = None
+    """The name clients use; by default the last part of `name`."""
+    aliases: Names = ()
+    """Other names that clients may use for it, such as `gpt-4o-mini`."""
+    max_length: int | None = Field(default=None, ge=16)
+    """Context length in tokens, prompt and answer together; by default what the model was made for."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """Used when a request gives none; by default what the model's own generation_config.json says."""
+    chat_template: FilePath | None = None
+    """Path of a Jinja chat template; by default ours for the Gemma family, or the model's own."""
+    tool_parser: str = "auto"
+    """vLLM's parser of the model's tool calls; `auto` takes the Gemma family's, `none` turns tools off."""
+    reasoning_parser: str = "auto"
+    """vLLM's parser that separates reasoning from the answer; `auto` takes the family's, `none` has none."""
+
+    @property
+    def id(self) -> str:
+        return self.served_name or self.name.rstrip("/").rsplit("/", 1)[-1]
+
+
+class SecuritySettings(Section):
+    api_key_required: bool | None = None
+    """Refuse requests without a valid API key; by default when there are keys."""
+    api_keys: Secrets = ()
+    """Keys that may generate, separated by commas. A file has more: names, scopes, limits, expiry."""
+    api_keys_file: Path | None = None
+    """YAML file of keys, managed by `gemma-server keys`; edits take effect within 2 s."""
+    public_paths: Names = ("/", "/health/live", "/health/ready", "/docs", "/docs/assets/*", "/openapi.json")
+    """Paths that can be read without a key; `/*` at the end for all below."""
+    trusted_proxies: Names = ()
+    """Addresses or networks of proxies whose `X-Forwarded-For` is believed, such as `10.0.0.0/8`."""
+    rate_limit_per_minute: int = Field(default=0, ge=0)
+    """Requests per minute of each key, or of each address where there is none; 0 is no limit."""
+    rate_limit_window_seconds: int = Field(default=60, ge=1, le=3600)
+    """Over how long that rate is counted: a shorter window allows smaller bursts."""
+    tokens_per_minute: int = Field(default=0, ge=0)
+    """Tokens, of prompts and answers, per minute and client; 0 is no limit."""
+    tokens_per_day: int = Field(default=0, ge=0)
+    """Tokens per UTC day and client; 0 is no limit."""
+    max_in_flight: int = Field(default=0, ge=0)
+    """Requests of one client at the same time; 0 is no limit."""
+    allowed_origins: Names = ()
+    """Origins whose pages may call the API from a browser (CORS), such as `https://app.example.com`."""
+
+    block_after_failures: int = Field(default=20, ge=0)
+    """Wrong keys from one address within the window that block it for a while; 0 is never."""
+    block_after_limit_hits: int = Field(default=0, ge=0)
+    """Requests over its limit within the window that block a key or address for a while; 0 is never."""
+    block_window_seconds: int = Field(default=60, ge=1)
+    """The window in which those are counted."""
+    block_seconds: float = Field(default=60, gt=0)
+    """Length of a client's first block; each further one within a day is twice as long."""
+    block_max_seconds: float = Field(default=3600, gt=0)
+    """Length of the longest block."""
+    trusted_hosts: Names = ()
+    """Host names that the server answers to, `*.example.com` for all below; by default any."""
+    allowed_methods: Names = ("GET", "POST", "DELETE", "OPTIONS")
+    """Methods that pages of those origins may use."""
+    allowed_headers: Names = ("*",)
+    """Headers that pages of those origins may send."""
+    allow_credentials: bool = False
+    """Let browsers send cookies and client certificates along; not with `*` as origin."""
+
+    @property
+    def quotas(self) -> Quotas:
+        """What a client may take of which nothing else is said."""
+        return Quotas(
+            self.rate_limit_per_minute, self.tokens_per_minute, self.tokens_per_day, self.max_in_flight
+        )
+
+    @property
+    def keys_required(self) -> bool:
+        if self.api_key_required is None:
+            return bool(self.api_keys or self.api_keys_file)
+        return self.api_key_required
+
+    @model_validator(mode="after")
+    def _keys_to_require(self) -> Self:
+        if self.api_key_required and not (self.api_keys or self.api_keys_file):
+            raise ValueError(
+                "security.api_key_required: there are no keys, so nobody could get in; set security.api_keys "
+                "or security.api_keys_file (`gemma-server keys create NAME --file keys.yaml` makes one)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _credentials(self) -> Self:
+        if self.allow_credentials and "*" in self.allowed_origins:
+            raise ValueError(
+                "security.allow_credentials: with '*' in security.allowed_origins any page could act for "
+                "whoever visits it; name the origins"
+            )
+        return self
+
+    @field_validator("public_paths")
+    @classmethod
+    def _paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for path in value:
+            if not path.startswith("/") or "*" in path.removesuffix("/*"):
+                raise ValueError(f"{path!r} is not a path such as /docs or /docs/assets/*")
+            if path == "/*" or path.startswith("/admin"):
+                raise ValueError(f"{path!r} must not be public")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"{network!r} is not an address or network: {error}") from None
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s,*]+", origin):
+                raise ValueError(f"{origin!r} is not an origin: write scheme://host[:port], without a path")
+        return value
+
+
+class StorageSettings(Section):
+    url: str | None = None
+    """Redis for limits and blocks that several servers share, `redis://host:6379/0`; by default memory."""
+    prefix: str = Field(default="gemma", pattern=r"^[A-Za-z0-9._-]+$")
+    """Start of every key there; servers with the same one share their limits."""
+    fail_open: bool = True
+    """While Redis is away, let requests pass without limits; `false` refuses them with 503."""
+    timeout_seconds: float = Field(default=0.5, gt=0)
+    """Longest wait for Redis."""
+
+    @field_validator("url")
+    @classmethod
+    def _redis(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"(rediss?|unix)://", value):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+
+class PerformanceSettings(Section):
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where the model runs; `auto` takes the GPU when there is one."""
+    precision: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+    """Type of the weights and activations; `auto` takes what the model was published in."""
+
+
+class CacheSettings(Section):
+    enabled: bool = False
+    """Answer repeated questions from a cache. Not there yet: only `false` is accepted."""
+
+    @field_validator("enabled")
+    @classmethod
+    def _no_cache_yet(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("the response cache is not built yet")
+        return value
+
+
+class LogSettings(Section):
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], UpperCase] = "INFO"
+    """Least severe lines that are written."""
+    format: Literal["text", "json"] = "text"
+    """`text`, or `json`: one object a line with request id, model, tokens and time to first token."""
+    prompts: bool = False
+    """Write prompts and sampling parameters to the log; they may hold personal data."""
+
+
+class HealthSettings(Section):
+    stall_seconds: float = Field(default=60, gt=0)
+    """Not ready when the engine has work and finishes no step for so long; longer than its longest step."""
+    stall_restart_seconds: float = Field(default=180, gt=0)
+    """An engine that finishes no step for so long is killed and started again; its requests go on."""
+
+
+class QueueSettings(Section):
+    max_requests: int = Field(default=4096, ge=0)
+    """Most requests that wait for the engine; further ones get 503 with `Retry-After`."""
+    max_tokens: int = Field(default=2_000_000, ge=0)
+    """Most prompt tokens, estimated from the size of the bodies, that wait for the engine."""
+    wait_seconds: float = Field(default=120, gt=0)
+    """Longest that a request waits for the engine before it gets 503 with `Retry-After`."""
+
+
+class SupervisorSettings(Section):
+    max_restarts: int = Field(default=10, ge=0)
+    """How often a dead engine is started again within the window before the server gives up and exits."""
+    restart_window_seconds: float = Field(default=600, gt=0)
+    """The window of `max_restarts`."""
+
+
+class LimitsSettings(Section):
+    max_n: int = Field(default=128, ge=1)
+    """Most answers (`n`) that one request may ask for."""
+    max_sequences: int = Field(default=1024, ge=1)
+    """Most answers that one request with several prompts may ask for: prompts times `n`."""
+    max_tokens: int = Field(default=0, ge=0)
+    """Longest answer in tokens, also where a request does not say; 0 is what the context leaves."""
+    max_stop: int = Field(default=4, ge=0)
+    """Most stop strings; each is looked for at every token."""
+    max_word_lists: int = Field(default=256, ge=0)
+    """Most entries of `bad_words` and of `stop_token_ids`."""
+    max_tools: int = Field(default=128, ge=0)
+    """Most tools of one request."""
+    max_schema_bytes: int = Field(default=262_144, ge=0)
+    """Largest JSON schema, or tools together, in bytes; grammars are compiled from them."""
+    max_images: int = Field(default=16, ge=0)
+    """Most images of one request."""
+    max_json_depth: int = Field(default=64, ge=8, le=1000)
+    """Deepest nesting of a request's JSON."""
+    request_timeout_seconds: float = Field(default=0, ge=0)
+    """Longest time for one answer, after which it ends with an error; 0 is no limit."""
+    max_logprobs: int = Field(default=20, ge=0)
+    """Most `top_logprobs` or `prompt_logprobs` a token; each is memory and time in the engine."""

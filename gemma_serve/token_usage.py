@@ -1,0 +1,74 @@
+"""How many tokens a request may take, before the engine says so, and how many it took, by its answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+
+from .logs import RequestRecord
+
+_BYTES_PER_TOKEN = 4
+_PER_MESSAGE = 5  # what a chat template puts around one
+_PER_IMAGE = 256  # Gemma 3's
+_ANSWER = 256  # where the request does not say how long it may be
+_PROMPTS = ("messages", "prompt", "input", "system", "instructions", "tools", "response_format")
+_MOST = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+
+def estimate_tokens(body: dict[str, Any]) -> tuple[int, int]:
+    """(prompt, answer) of a request to any of the routes that generate."""
+    prompt = sum(_tokens(body[name]) for name in _PROMPTS if name in body)
+    most = next((body[name] for name in _MOST if isinstance(body.get(name), int)), _ANSWER)
+    copies = body.get("n") or 1
+    return prompt, max(0, most) * (copies if isinstance(copies, int) else 1)
+
+
+def _tokens(value: Any) -> int:
+    """Without recursion: the body is the client's, and nested as it likes."""
+    count, length, stack = 0, 0, [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            length += len(item) if item.isascii() else len(item.encode("utf8", "surrogatepass"))
+        elif isinstance(item, dict):
+            if "role" in item:
+                count += _PER_MESSAGE
+            if "image_url" in item or item.get("type") in ("image", "input_image"):
+                count += _PER_IMAGE  # its data is no text
+            else:
+                stack += item.values()
+        elif isinstance(item, list):
+            stack += item
+        elif item is not None:
+            count += 1  # a token's id
+    return count + -(-length // _BYTES_PER_TOKEN)
+
+
+def note_answer(answer: dict[str, Any], record: RequestRecord) -> None:
+    """Write into the record what an answer of OpenAI's Responses or Anthropic's Messages says it took."""
+    usage = answer.get("usage")
+    if isinstance(usage, dict):
+        record.prompt_tokens = usage.get("input_tokens", record.prompt_tokens)
+        record.completion_tokens = usage.get("output_tokens", record.completion_tokens)
+
+
+async def noted_events(events: AsyncIterator[bytes], record: RequestRecord) -> AsyncIterator[bytes]:
+    """The events as they come. Until one tells the usage, each delta counts as one token."""
+    async for event in events:
+        if b"delta" in event[:80]:
+            record.completion_tokens = (record.completion_tokens or 0) + 1
+        if b'"usage":{' in event:
+            _note_event(event, record)
+        yield event
+
+
+def _note_event(event: bytes, record: RequestRecord) -> None:
+    try:
+        data = orjson.loads(event.partition(b"data: ")[2])
+    except orjson.JSONDecodeError:
+        return
+    for answer in (data, data.get("response"), data.get("message")):
+        if isinstance(answer, dict):
+            note_answer(answer, record)

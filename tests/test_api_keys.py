@@ -1,0 +1,323 @@
+"""API keys: who gets in, and what of a key is seen."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import websockets
+from fastapi import FastAPI, WebSocket
+
+from gemma_serve.api_keys import ApiKeys, digest_of
+from gemma_serve.app import create_app
+from gemma_serve.clients import current_client
+from gemma_serve.errors import StartupError, Unauthenticated
+from gemma_serve.key_file import KeyEntry, read_keys, write_keys
+from gemma_serve.logs import JsonFormatter
+from gemma_serve.settings import Settings, SettingsError
+
+from .conftest import serving, until
+from .fake_engine import FakeEngine
+from .test_app import CHAT, settings
+from .test_cli import run
+
+KEY = "sk-test-0123456789abcdef"
+ADMIN = "sk-test-admin-0123456789"
+
+
+def entry(name: str, key: str, **fields: Any) -> KeyEntry:
+    return KeyEntry(name=name, sha256=digest_of(key).hex(), **fields)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.yaml"
+    write_keys(
+        path,
+        [
+            entry("alice", KEY),
+            entry("ops", ADMIN, scopes=("admin", "metrics")),
+            entry("elsewhere", "sk-elsewhere-0123456789", models=("gemma-3-27b",)),
+            entry("here", "sk-here-0123456789abcdef", models=("gemma-demo",)),
+            entry("old", "sk-old-0123456789abcdef", expires="2020-01-01"),
+            entry("gone", "sk-gone-0123456789abcdef", disabled=True),
+        ],
+    )
+    return path
+
+
+def with_echo(app: FastAPI) -> FastAPI:
+    """And a WebSocket, which tells who it thinks the client is."""
+
+    @app.websocket("/ws")
+    async def echo(socket: WebSocket) -> None:
+        offered = socket.scope["subprotocols"]
+        await socket.accept(offered[0] if offered else None)
+        client = current_client.get()
+        await socket.send_json([client and client.key, offered])
+        await socket.close()
+
+    return app
+
+
+def protected(file: Path, **security: Any) -> FastAPI:
+    return with_echo(create_app(settings(security={"api_keys_file": file} | security), FakeEngine()))
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def test_without_a_key_only_the_public_paths(file: Path) -> None:
+    async with serving(protected(file)) as url, httpx.AsyncClient(base_url=url) as client:
+        for path in (
+            "/health/live",
+            "/health/ready",
+            "/docs",
+            "/openapi.json",
+            "/docs/assets/swagger-ui.css",
+        ):
+            assert (await client.get(path)).status_code == 200, path
+        for path in ("/v1/models", "/health", "/nowhere", "/metrics", "/admin/blocks"):
+            answer = await client.get(path)
+            assert answer.status_code == 401, path
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.json()["error"]["type"] == "invalid_request_error"
+            assert answer.headers["x-request-id"]
+        assert (await client.post("/health/live")).status_code == 401
+
+
+async def test_a_key_gets_in_by_either_header(file: Path) -> None:
+    async with serving(protected(file)) as url, httpx.AsyncClient(base_url=url) as client:
+        for headers in (bearer(KEY), {"Authorization": f"bearer  {KEY}"}, {"X-API-Key": KEY}):
+            answer = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+            assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        bearer("sk-test-0123456789abcdeg"),
+        bearer(KEY + "x"),
+        bearer(KEY[:-1]),
+        bearer(KEY.upper()),
+        bearer(digest_of(KEY).hex()),
+        {"Authorization": "Bearer"},
+        {"Authorization": KEY},
+        {"Authorization": f"Basic {KEY}"},
+        {"X-API-Key": ""},
+        {"Cookie": f"api_key={KEY}"},
+        bearer("sk-old-0123456789abcdef"),
+        bearer("sk-gone-0123456789abcdef"),
+    ],
+)
+async def test_a_wrong_key_does_not(file: Path, headers: dict[str, str]) -> None:
+    async with serving(protected(file)) as url, httpx.AsyncClient(base_url=url) as client:
+        for query in ("", f"?api_key={KEY}"):
+            answer = await client.post(f"/v1/chat/completions{query}", json=CHAT, headers=headers)
+            assert answer.status_code == 401
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+            assert KEY not in answer.text
+
+
+async def test_openai_client_raises_its_own_errors(file: Path) -> None:
+    async with serving(protected(file)) as url:
+        for key, error in ((KEY + "x", openai.AuthenticationError), (ADMIN, openai.PermissionDeniedError)):
+            async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+                with pytest.raises(error):
+                    await client.models.list()
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
+            assert [model.id async for model in client.models.list()] == ["gemma-demo"]
+
+
+async def test_anthropics_route_has_anthropics_errors(file: Path) -> None:
+    async with serving(protected(file)) as url, httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post("/v1/messages", json={}, headers={"X-API-Key": "wrong"})
+        assert answer.status_code == 401
+        assert answer.json()["error"]["type"] == "authentication_error"
+
+
+async def test_models_of_a_key(file: Path) -> None:
+    async with serving(protected(file)) as url, httpx.AsyncClient(base_url=url) as client:
+        elsewhere, here = bearer("sk-elsewhere-0123456789"), bearer("sk-here-0123456789abcdef")
+        assert (await client.get("/v1/models", headers=elsewhere)).json()["data"] == []
+        answer = await client.post("/v1/chat/completions", json=CHAT, headers=elsewhere)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "model_not_found")
+        assert (await client.post("/v1/chat/completions", json=CHAT, headers=here)).status_code == 200
+        assert len((await client.get("/v1/models", headers=here)).json()["data"]) == 1
+
+
+async def test_websockets_are_refused_before_they_are_accepted(file: Path) -> None:
+    async with serving(protected(file)) as url:
+        ws = url.replace("http", "ws") + "/ws"
+        for headers in ({}, bearer("wrong-wrong-wrong-1")):
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                await websockets.connect(ws, additional_headers=headers)
+            assert refused.value.response.status_code == 401
+            assert b'"error"' in refused.value.response.body
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await websockets.connect(ws, additional_headers=bearer(ADMIN))
+        assert refused.value.response.status_code == 403
+
+
+async def test_websockets_take_a_header_or_a_subprotocol_which_is_not_repeated(file: Path) -> None:
+    async with serving(protected(file)) as url:
+        ws = url.replace("http", "ws") + "/ws"
+        async with websockets.connect(ws, additional_headers=bearer(KEY)) as socket:
+            assert await socket.recv() == '["alice",[]]'
+        offered: Any = ["chat", f"openai-insecure-api-key.{KEY}"]
+        async with websockets.connect(ws, subprotocols=offered) as socket:
+            assert socket.subprotocol == "chat"
+            assert await socket.recv() == '["alice",["chat"]]'
+
+
+async def test_admin_and_metrics_need_their_scope(file: Path) -> None:
+    async with serving(protected(file)) as url, httpx.AsyncClient(base_url=url) as client:
+        for path in ("/admin/nothing", "/metrics"):
+            assert (await client.get(path, headers=bearer(KEY))).status_code == 403
+            assert (await client.get(path, headers=bearer(ADMIN))).status_code == 404
+        assert (await client.get("/v1/models", headers=bearer(ADMIN))).status_code == 403
+
+
+async def test_admin_without_keys_is_for_programs_of_this_machine_only() -> None:
+    app = create_app(settings(security={"trusted_proxies": ["127.0.0.1"]}), FakeEngine())
+    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+        assert (await client.get("/admin/nothing")).status_code == 404
+        for headers in (
+            {"X-Forwarded-For": "203.0.113.5"},
+            {"X-Forwarded-For": "127.0.0.1"},
+            {"Forwarded": "for=127.0.0.1"},
+            {"Origin": "https://evil.example"},
+            {"Host": "evil.example"},
+            {"Host": "localhost.evil.example:80"},
+        ):
+            answer = await client.get("/admin/nothing", headers=headers)
+            assert answer.status_code == 403, headers
+
+
+async def test_admin_is_closed_even_where_keys_are_not_required(file: Path) -> None:
+    app = protected(file, api_key_required=False)
+    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+        assert (await client.get("/v1/models", headers=bearer("unused"))).status_code == 200
+        assert (await client.get("/admin/nothing")).status_code == 401
+        assert (await client.get("/admin/nothing", headers=bearer(KEY))).status_code == 403
+        assert (await client.get("/admin/nothing", headers=bearer(ADMIN))).status_code == 404
+
+
+async def test_logs_have_the_name_and_never_the_key(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with serving(protected(file)) as url, httpx.AsyncClient(base_url=url) as client:
+        await client.get("/v1/models", headers=bearer(KEY))
+        await client.get("/v1/models", headers=bearer(KEY + "x"))
+    text = "\n".join(JsonFormatter().format(record) for record in caplog.records if record.name != "httpx")
+    assert '"key":"alice"' in text
+    assert KEY not in text
+
+
+async def test_an_edit_takes_effect_and_a_broken_one_does_not(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = ApiKeys(settings(security={"api_keys_file": file}).security)
+
+    def good(key: str) -> bool:
+        try:
+            keys.authenticate(key)
+        except Unauthenticated:
+            return False
+        return True
+
+    new = "sk-new-0123456789abcdef"
+    async with keys.watched():
+        assert good(KEY) and not good(new)
+        write_keys(file, [entry("new", new)])
+        await until(lambda: good(new) and not good(KEY))
+        for broken in ("keys: [{name: a}]", "keys: {", "\xff", "keys: 5", "other: []", ""):
+            caplog.clear()
+            file.write_text(broken)  # noqa: ASYNC240
+            await until(lambda: any("stay in use" in record.message for record in caplog.records))
+            assert good(new)
+        os.remove(file)
+        await asyncio.sleep(0)
+        assert good(new)
+        write_keys(file, [entry("alice", KEY)])
+        await until(lambda: good(KEY) and not good(new))
+
+
+def test_keys_of_the_list_are_named_by_their_digest(caplog: pytest.LogCaptureFixture) -> None:
+    keys = ApiKeys(
+        Settings.load(environ={"GEMMA_SECURITY_API_KEYS": f"{KEY}, short"}, env_file=None).security
+    )
+    assert keys.authenticate(KEY).key == f"key-{digest_of(KEY).hex()[:8]}"
+    assert keys.authenticate(KEY).scopes == {"inference"}
+    assert "only 5 characters" in caplog.text
+
+
+def refused(lines: Iterable[str], path: Path) -> str:
+    path.write_text("\n".join(lines))
+    with pytest.raises(StartupError) as caught:
+        ApiKeys(settings(security={"api_keys_file": path}).security)
+    assert "SECRET" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_wrong_file_is_explained_without_its_values(tmp_path: Path) -> None:
+    path, digest = tmp_path / "keys.yaml", "0" * 64
+    with pytest.raises(StartupError, match="keys create"):
+        ApiKeys(settings(security={"api_keys_file": path}).security)
+    assert "keys[0].sha256" in refused(["keys:", "- {name: a, sha256: SECRET}"], path)
+    assert "keys[0].scopes" in refused(["keys:", f"- {{name: a, sha256: '{digest}', scopes: [root]}}"], path)
+    twice = [f"- {{name: a, sha256: '{digest}'}}", f"- {{name: a, sha256: '{'1' * 64}'}}"]
+    assert "2 keys have the name 'a'" in refused(["keys:", *twice], path)
+    assert "keys[0].limit" in refused(["keys:", f"- {{name: a, sha256: '{digest}', limit: {{}}}}"], path)
+
+
+def test_keys_that_are_required_must_exist() -> None:
+    with pytest.raises(SettingsError, match="nobody could get in"):
+        Settings.load(environ={"GEMMA_SECURITY_API_KEY_REQUIRED": "true"}, env_file=None)
+    for environ in ({"GEMMA_SECURITY_PUBLIC_PATHS": "/*"}, {"GEMMA_SECURITY_PUBLIC_PATHS": "/admin/blocks"}):
+        with pytest.raises(SettingsError, match="must not be public"):
+            Settings.load(environ=environ, env_file=None)
+
+
+def test_the_command_makes_lists_revokes_and_verifies(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    option = ("--file", str(file))
+    made = run("keys", "create", "ci", *option, "--expires", "30d", "--requests-per-minute", "60")
+    assert made.returncode == 0, made.stderr
+    key = made.stdout.strip()
+    assert key.startswith("sk-gemma-") and len(key) > 50
+    assert key not in file.read_text() + made.stderr
+    assert file.stat().st_mode & 0o077 == 0
+    (stored,) = read_keys(file)
+    assert stored.sha256 == digest_of(key).hex()
+    assert stored.limits.requests_per_minute == 60
+    assert "used once" in run("keys", "create", "ci", *option).stderr
+    assert "ci" in run("keys", "list", *option).stdout
+    assert run("keys", "verify", *option, stdin=key).returncode == 0
+    assert run("keys", "verify", *option, stdin="sk-wrong").returncode == 1
+    assert run("keys", "revoke", "ci", *option).returncode == 0
+    assert run("keys", "verify", *option, stdin=key).returncode == 1
+    assert "no key 'nobody'" in run("keys", "revoke", "nobody", *option).stderr
+    for wrong in (
+        ("create", "a b"),
+        ("create", "x", "--expires", "soon"),
+        ("create", "x", "--in-flight=-1"),
+    ):
+        result = run("keys", *wrong, *option)
+        assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+
+
+def test_check_masks_keys_and_passwords() -> None:
+    environ = {"GEMMA_SECURITY_API_KEYS": KEY}
+    result = run("check", environ=environ)
+    assert result.returncode == 0, result.stderr
+    assert KEY not in result.stdout
+    broken = run("check", environ={"GEMMA_SECURITY_API_KEYS": f'["{KEY}", 5, {{}}]'})
+    assert KEY not in broken.stderr + broken.stdout
