@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import torch
-import transformers
 
-from gemma_serve import demo_model
 from gemma_serve.engine.families import BY_MODEL_TYPE, family_of, precision
 
 from .conftest import ServerProcess, start_server
+from .tiny_models import make_model
 
 pytestmark = pytest.mark.slow
 
-SIZE: dict[str, Any] = {
-    "vocab_size": 3072,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "max_position_embeddings": 1024,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
-}
-WEATHER = {
+WEATHER: Any = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -43,50 +27,56 @@ WEATHER = {
 }
 
 
-def gemma() -> tuple[Any, Any]:
-    config = transformers.GemmaConfig(**SIZE)
-    return config, transformers.GemmaForCausalLM
+def start_family(model_type: str, folder: Path, *arguments: str, **options: Any) -> ServerProcess:
+    """A server with a tiny model of the type, asked for float16."""
+    make_model(model_type, folder / model_type)
+    return start_server(
+        *("--model", str(folder / model_type), "--max-length", "1024", "--set", "engine.enforce_eager=true"),
+        *("--set", "performance.precision=float16", "--set", "engine.kv_cache_memory_bytes=100000000"),
+        *arguments,
+        **options,
+    )
 
 
-def gemma2() -> tuple[Any, Any]:
-    config = transformers.Gemma2Config(**SIZE, sliding_window=64, query_pre_attn_scalar=64)
-    return config, transformers.Gemma2ForCausalLM
-
-
-def gemma3_text() -> tuple[Any, Any]:
-    config = transformers.Gemma3TextConfig(**SIZE, sliding_window=64, query_pre_attn_scalar=64)
-    return config, transformers.Gemma3ForCausalLM
-
-
-def make_model(folder: Path, make: Callable[[], tuple[Any, Any]]) -> Path:
-    """Random weights, and the embedded model's tokenizer without its chat template."""
-    torch.manual_seed(0)
-    config, architecture = make()
-    architecture(config).to(torch.bfloat16).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(demo_model.PATH / name, folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module", params=[gemma, gemma2, gemma3_text], ids=lambda make: make.__name__)
+@pytest.fixture(scope="module", params=["gemma", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text"])
 def family_server(
     request: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, ServerProcess]]:
-    name = request.param.__name__
-    folder = make_model(tmp_path_factory.mktemp("models") / name, request.param)
-    server = start_server(
-        *("--model", str(folder), "--max-length", "1024", "--set", "engine.enforce_eager=true"),
-        *("--set", "performance.precision=float16", "--set", "engine.kv_cache_memory_bytes=100000000"),
-    )
+    # xgrammar 0.2 mixes up the special tokens of several grammars.
+    guided = ("--set", 'engine.structured_outputs_config={"backend": "guidance"}')
+    arguments = guided if request.param == "gemma4_text" else ()
+    server = start_family(request.param, tmp_path_factory.mktemp("models"), *arguments)
     try:
-        server.wait_for(f"{name}: ready")
-        yield name, server
+        server.wait_for(f"{request.param}: ready")
+        yield request.param, server
     finally:
         assert server.end() == 0
 
 
 def test_a_system_message_and_three_user_messages_in_a_row(family_server: tuple[str, ServerProcess]) -> None:
-    _, server = family_server
+    name, server = family_server
+    if name == "gemma4_text":
+        check_roles(server, GEMMA_4_PROMPT)
+    else:
+        check_roles(server, PROMPT)
+
+
+PROMPT = (
+    "<bos><start_of_turn>user\nBe brief.\n\nBe kind.\n\nOne\n\nTwo\n\nThree<end_of_turn>\n"
+    "<start_of_turn>model\nYes<end_of_turn>\n"
+    "<start_of_turn>user\nFour<end_of_turn>\n<start_of_turn>model\n"
+)
+GEMMA_4_PROMPT = "".join(
+    f"<|turn>{role}\n{text}<turn|>\n"
+    for role, text in (
+        ("system", "Be brief.\n\nBe kind."),
+        *(("user", "One"), ("user", "Two"), ("user", "Three"), ("model", "Yes"), ("user", "Four")),
+    )
+)
+GEMMA_4_PROMPT = f"<bos>{GEMMA_4_PROMPT}<|turn>model\n"
+
+
+def check_roles(server: ServerProcess, prompt: str) -> None:
     body = {
         "messages": [
             {"role": "system", "content": "Be brief."},
@@ -102,61 +92,108 @@ def test_a_system_message_and_three_user_messages_in_a_row(family_server: tuple[
     }
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
-    assert answer.json()["prompt_text"] == (
-        "<bos><start_of_turn>user\nBe brief.\n\nBe kind.\n\nOne\n\nTwo\n\nThree<end_of_turn>\n"
-        "<start_of_turn>model\nYes<end_of_turn>\n"
-        "<start_of_turn>user\nFour<end_of_turn>\n<start_of_turn>model\n"
-    )
+    assert answer.json()["prompt_text"] == prompt
 
 
 def test_float16_gives_way_where_it_overflows(family_server: tuple[str, ServerProcess]) -> None:
-    name, server = family_server
+    check_float16(*family_server)
+
+
+def check_float16(name: str, server: ServerProcess) -> None:
     warned = f"{BY_MODEL_TYPE[name].name} overflows float16; using" in server.text
     assert warned is not BY_MODEL_TYPE[name].float16
 
 
 def test_tools(family_server: tuple[str, ServerProcess]) -> None:
-    """The call is forced by a grammar: its parsing is the subject, not a random model's choice."""
     name, server = family_server
-    written = '[get_weather(city="Paris")]'
+    if BY_MODEL_TYPE[name].tool_parser is None:
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=asking(WEATHER), timeout=60)
+        assert answer.status_code == 400
+        assert "model.tool_parser" in answer.json()["error"]["message"]
+    elif name == "gemma4_text":
+        check_call(server, gemma_4(*CALL))
+    else:
+        check_call(server, {"choice": ['[get_weather(city="Paris")]']})
+
+
+def asking(*tools: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "Weather?"}], "max_tokens": 150} | (
+        {"tools": tools} if tools else {}
+    )
+
+
+def check_call(server: ServerProcess, grammar: dict[str, Any]) -> None:
+    """The grammar forces the call: its parsing is the subject, not a random model's choice."""
+    message, reason = generate(server, asking(WEATHER) | {"structured_outputs": grammar})
+    assert reason == "tool_calls"
+    assert not message.content
+    (call,) = message.tool_calls
+    assert call.function.name == "get_weather"
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+
+
+def generate(server: ServerProcess, body: dict[str, Any]) -> tuple[Any, str]:
+    """The message and why it ended, the same streamed and not."""
+    extra = {name: body.pop(name) for name in ("structured_outputs", "chat_template_kwargs") if name in body}
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
-        request: dict[str, Any] = {
-            "model": name,
-            "messages": [{"role": "user", "content": "Weather?"}],
-            "tools": [WEATHER],
-            "max_tokens": 100,
-            "extra_body": {"structured_outputs": {"choice": [written]}},
-        }
-        if BY_MODEL_TYPE[name].tool_parser is None:
-            with pytest.raises(openai.BadRequestError, match=r"model\.tool_parser"):
-                client.chat.completions.create(**request)
-            return
-        answer = client.chat.completions.create(**request)
-        check_call(answer.choices[0].message.tool_calls[0].function, answer.choices[0].finish_reason)
-        chunks = list(client.chat.completions.create(**request, stream=True))
-        calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
-        assert calls[0].function.name == "get_weather"
-        assert json.loads("".join(call.function.arguments or "" for call in calls)) == {"city": "Paris"}
-        assert chunks[-1].choices[0].finish_reason == "tool_calls"
+        served = client.models.list().data[0].id
+        request: Any = body | {"model": served, "extra_body": extra}
+        whole = client.chat.completions.create(**request).choices[0]
+        with client.chat.completions.stream(**request) as stream:
+            streamed = stream.get_final_completion().choices[0]
+    assert streamed.finish_reason == whole.finish_reason
+    for name in ("content", "reasoning"):
+        assert (getattr(streamed.message, name, None) or "") == (getattr(whole.message, name, None) or "")
+    calls = [[call.function for call in choice.message.tool_calls or []] for choice in (whole, streamed)]
+    assert [(call.name, call.arguments) for call in calls[0]] == [
+        (call.name, call.arguments) for call in calls[1]
+    ]
+    return whole.message, whole.finish_reason
 
 
-def check_call(function: Any, reason: str) -> None:
-    assert function.name == "get_weather"
-    assert json.loads(function.arguments) == {"city": "Paris"}
+def gemma_4(*parts: str) -> dict[str, Any]:
+    """A grammar that allows just this text, in which Gemma 4's marks are its special tokens."""
+    return {"grammar": "start: " + " ".join(part if part[0] == "<" else json.dumps(part) for part in parts)}
+
+
+THOUGHT = ("<|channel>", "thought\nIt is sunny.", "<channel|>")
+CALL = ("<|tool_call>", "call:get_weather{city:", '<|"|>', "Paris", '<|"|>', "}", "<tool_call|>")
+
+
+def test_gemma_4_reasons(family_server: tuple[str, ServerProcess]) -> None:
+    name, server = family_server
+    if name != "gemma4_text":
+        return
+    message, reason = generate(server, asking() | {"structured_outputs": gemma_4(*THOUGHT, "Sunny.")})
+    assert (message.reasoning, message.content, reason) == ("It is sunny.", "Sunny.", "stop")
+    message, reason = generate(server, asking(WEATHER) | {"structured_outputs": gemma_4(*THOUGHT, *CALL)})
+    assert (message.reasoning, message.tool_calls[0].function.name) == ("It is sunny.", "get_weather")
     assert reason == "tool_calls"
 
 
-def test_function_gemma(client: openai.OpenAI) -> None:
+def test_chat_template_kwargs(family_server: tuple[str, ServerProcess]) -> None:
+    name, server = family_server
+    for kwargs, accepted in (
+        ({"enable_thinking": True}, name == "gemma4_text"),
+        ({"enable_thinking": False}, True),
+        ({"enable_thinkin": True}, False),
+        ({"tokenize": True}, False),
+        ({"chat_template": "{{ 1 }}"}, False),
+        ({"bos_token": "x"}, False),
+    ):
+        body = asking() | {"max_tokens": 1, "chat_template_kwargs": kwargs, "return_prompt_text": True}
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+        assert answer.status_code == (200 if accepted else 400), (kwargs, answer.text)
+        if accepted:
+            assert ("<|think|>" in answer.json()["prompt_text"]) is (kwargs["enable_thinking"] is True)
+        else:
+            assert answer.json()["error"]["param"] == "chat_template_kwargs"
+
+
+def test_function_gemma(live: ServerProcess) -> None:
     """The embedded model is of this family: its tokenizer has the tokens."""
-    written = "<start_function_call>call:get_weather{city:<escape>Paris<escape>}<end_function_call>"
-    answer: Any = client.chat.completions.create(
-        model="gemma-demo",
-        messages=[{"role": "user", "content": "Weather?"}],
-        tools=[WEATHER],  # type: ignore[list-item]
-        max_tokens=200,
-        extra_body={"structured_outputs": {"choice": [written]}},
-    )
-    check_call(answer.choices[0].message.tool_calls[0].function, answer.choices[0].finish_reason)
+    call = "<start_function_call>call:get_weather{city:<escape>Paris<escape>}<end_function_call>"
+    check_call(live, {"choice": [call]})
 
 
 def test_the_table() -> None:

@@ -65,7 +65,7 @@ def message(**fields: Any) -> dict[str, Any]:
         ({"max_token": 5}, "max_token", "Did you mean max_tokens?"),
         ({"logits_processors": ["os.system"]}, "logits_processors", "Unrecognized request argument"),
         ({"chat_template": "{{ 1 }}"}, "chat_template", "only the operator sets it"),
-        ({"chat_template_kwargs": {"chat_template": "x"}}, None, "untrusted chat template"),
+        ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs", "must not hold"),
         ({"structured_outputs": 5}, None, "wrong type"),
         ({"structured_outputs": {"regex": "((("}}, None, "regex"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4 items"),

@@ -1,4 +1,4 @@
-"""`/v1/responses`, `/v1/messages`, `/tokenize` and `/detokenize`: vLLM's own handlers behind our routes."""
+"""`/v1/responses`, `/v1/messages`, `/v1/embeddings`, `/tokenize` and `/detokenize`: vLLM's own handlers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         if kind == "responses":
             default_length(body, limits, "max_output_tokens")
         body["model"] = models.resolve(body.get("model"))
-        if (record := current_request.get()) is not None:
+        record = current_request.get()
+        if record is not None:
             record.model = body["model"]
 
         async def work() -> Any:
@@ -85,6 +86,8 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         if body.get("stream") is True and kind in _STREAMS:
             return _STREAMS[kind](work, patience)
         answer = await until_disconnect(request.receive, work(), patience.deadline)
+        if record is not None and kind == "embeddings":
+            record.prompt_tokens = answer["usage"]["prompt_tokens"]
         return Response(orjson.dumps(answer), media_type="application/json")
 
     async def anthropic(kind: RelayKind, request: Request) -> Response:
@@ -111,6 +114,13 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
     @routes.post("/v1/messages/count_tokens", tags=["generation"], summary="Count a message's tokens")
     async def count_tokens(request: Request) -> Any:
         return await anthropic("count_tokens", request)
+
+    @routes.post(
+        "/v1/embeddings", tags=["embeddings"], summary="Text to vectors", responses=errors(400, 404, 503)
+    )
+    async def embeddings(request: Request) -> Any:
+        """Where the model embeds, such as EmbeddingGemma; others answer 400."""
+        return await relay("embeddings", request)
 
     @routes.post(
         "/tokenize", tags=["tokens"], summary="Text or messages to token ids", responses=errors(400, 404, 503)

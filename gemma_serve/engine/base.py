@@ -72,7 +72,7 @@ class EngineStatus:
 
 
 Kind = Literal["chat", "completion"]
-RelayKind = Literal["responses", "messages", "count_tokens", "tokenize", "detokenize"]
+RelayKind = Literal["responses", "messages", "count_tokens", "tokenize", "detokenize", "embeddings"]
 """APIs that vLLM's own handlers answer."""
 
 

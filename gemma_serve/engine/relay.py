@@ -1,4 +1,4 @@
-"""Other APIs that vLLM's own handlers speak, on our supervised engine: Responses, Messages, tokenizing.
+"""Other APIs that vLLM's own handlers speak, on our engine: Responses, Messages, tokenizing, embeddings.
 
 Their bodies, answers and events stay vLLM's; model names, errors, abort and admission are ours.
 """
@@ -14,12 +14,14 @@ from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
 from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 from vllm.renderers.online_renderer import OnlineRenderer
 
 from ..errors import InvalidRequest
-from .base import RelayKind
+from .base import Kind, RelayKind
+from .chat_template import TemplateVariables
 from .supervisor import Supervisor
 from .vllm_errors import mapped_errors, raise_for_error
 
@@ -29,15 +31,42 @@ _REQUESTS: dict[RelayKind, TypeAdapter[Any]] = {
     "count_tokens": TypeAdapter(AnthropicCountTokensRequest),
     "tokenize": TypeAdapter(TokenizeRequest),
     "detokenize": TypeAdapter(DetokenizeRequest),
+    "embeddings": TypeAdapter(EmbeddingCompletionRequest),
 }
+
+
+def embeds(supervisor: Supervisor) -> bool:
+    """Whether the model turns text into vectors, and so cannot write."""
+    return bool(supervisor.model_config.runner_type == "pooling")
+
+
+def refuse_what_the_model_cannot(kind: Kind | RelayKind, embeds: bool) -> None:
+    """Raise `InvalidRequest` when a model that embeds is asked to write, or the other way round."""
+    if embeds and kind not in ("embeddings", "tokenize", "detokenize"):
+        raise InvalidRequest(
+            "This server runs a model that embeds and does not write: use POST /v1/embeddings.", param="model"
+        )
+    if kind == "embeddings" and not embeds:
+        raise InvalidRequest(
+            "This server runs a model that writes and does not embed: embeddings need a server with a model "
+            "such as google/embeddinggemma-300m.",
+            param="model",
+        )
 
 
 class Relay:
     """Takes the keyword arguments that vLLM's handlers share."""
 
     def __init__(
-        self, supervisor: Supervisor, models: OpenAIServingModels, renderer: OnlineRenderer, **shared: Any
+        self,
+        supervisor: Supervisor,
+        models: OpenAIServingModels,
+        renderer: OnlineRenderer,
+        variables: TemplateVariables,
+        **shared: Any,
     ) -> None:
+        self._variables = variables
+        self._embeds = embeds(supervisor)
         templates = {name: shared[name] for name in ("chat_template", "chat_template_content_format")}
         parsers = {name: shared[name] for name in ("enable_auto_tools", "tool_parser", "reasoning_parser")}
         common = {"request_logger": shared["request_logger"], **templates, **parsers}
@@ -53,11 +82,17 @@ class Relay:
             "tokenize": tokens.create_tokenize,
             "detokenize": tokens.create_detokenize,
         }
+        if self._embeds:
+            from .embeddings import Embeddings
+
+            self._handlers["embeddings"] = Embeddings(supervisor, models, shared["request_logger"]).create
 
     async def call(
         self, kind: RelayKind, body: dict[str, Any]
     ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
         """The answer, or its server-sent events when the body asks for a stream. Raises `ServeError`."""
+        refuse_what_the_model_cannot(kind, self._embeds)
+        self._variables.check(body.get("chat_template_kwargs"))
         with mapped_errors():
             try:
                 request = _REQUESTS[kind].validate_python(body)
@@ -67,6 +102,8 @@ class Relay:
             raise_for_error(response)
         if isinstance(response, AsyncGenerator):
             return _events(response)
+        if isinstance(response, dict):
+            return response
         answer: dict[str, Any] = response.model_dump(
             mode="json", by_alias=True, exclude_none=kind != "responses"
         )

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import psutil
 import torch
+import vllm.config
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
@@ -28,12 +29,15 @@ from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.executor.abstract import Executor
 
 from .. import demo_model
+from ..engine_fields import ENGINE_FIELDS
 from ..errors import ContextLengthExceeded, InvalidRequest, StartupError
 from ..settings import DEMO_MODEL, Settings
 from .base import EngineStatus, GenerationRequest, TokenStream, Usage
+from .chat_template import TemplateVariables
 from .families import family_of, precision, template_text
 from .greedy import RepeatedStream, copies, repeat_answer
-from .relay import Relay
+from .media import register_connector
+from .relay import Relay, embeds, refuse_what_the_model_cannot
 from .supervisor import Supervisor
 from .vllm_errors import map_error, mapped_errors, raise_for_error
 from .vllm_names import GenerationError
@@ -99,11 +103,17 @@ def engine_arguments(settings: Settings) -> dict[str, Any]:
         values["reasoning_parser"] = parser
     if current_platform.is_cpu():
         values |= _cpu_defaults(settings.engine)
-    values |= settings.engine
+    values |= {name: _configuration(name, value) for name, value in settings.engine.items()}
     if model.temperature is not None:
         overridden = settings.engine.get("override_generation_config") or {}
         values["override_generation_config"] = {"temperature": model.temperature, **overridden}
     return values
+
+
+def _configuration(name: str, value: Any) -> Any:
+    """vLLM makes its configuration objects of dicts for some of its arguments; this is for all of them."""
+    kind = getattr(vllm.config, ENGINE_FIELDS[name], None)
+    return value if kind is None or not isinstance(value, dict) else kind(**value)
 
 
 def _model_path(settings: Settings) -> str:
@@ -206,7 +216,8 @@ class VLLMServing:
             enable_prompt_tokens_details=True,
         )
 
-        self.relay = Relay(supervisor, models, self.renderer, **shared)
+        self._variables = TemplateVariables(shared["chat_template"], supervisor.model_config, tokenizer)
+        self.relay = Relay(supervisor, models, self.renderer, self._variables, **shared)
 
     async def complete(self, request: GenerationRequest) -> tuple[dict[str, Any], Usage]:
         with mapped_errors():
@@ -243,6 +254,8 @@ class VLLMServing:
     async def _call(self, request: GenerationRequest) -> Any:
         body = request.body | {"model": request.model}
         body.setdefault("request_id", request.request_id)
+        refuse_what_the_model_cannot(request.kind, embeds(self.supervisor))
+        self._variables.check(body.get("chat_template_kwargs"))
         self._refuse_ineffective(body)
         if self._copies(request) > 1:
             body["n"] = 1
@@ -296,6 +309,7 @@ def _validated(model: type[R], body: dict[str, Any]) -> R:
 
 async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLMServing:
     """Put the serving classes on a loaded engine; runs on the event loop that will use it."""
+    register_connector()
     supervisor = Supervisor(llm, status)
     await llm.reset_mm_cache()
     await llm.get_supported_tasks()  # asked once, so that no request has to ask an engine that is down
