@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import anthropic
 import httpx
@@ -35,6 +36,18 @@ def test_messages(claude: anthropic.Anthropic) -> None:
     assert answer.usage.output_tokens <= 8
     count = claude.messages.count_tokens(model="gemma-demo", system="Be brief.", messages=HELLO)  # type: ignore[arg-type]
     assert count.input_tokens == answer.usage.input_tokens
+
+
+def test_a_tool_call_that_is_cut_off_is_left_out(claude: anthropic.Anthropic) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    request: Any = {
+        "messages": HELLO,
+        "tools": [{"name": "get_weather", "input_schema": schema}],
+        "tool_choice": {"type": "tool", "name": "get_weather"},
+    }
+    answer = claude.messages.create(model="gemma-demo", max_tokens=3, **request)
+    assert answer.stop_reason == "max_tokens"
+    assert not [block for block in answer.content if block.type == "tool_use"]
 
 
 def test_messages_stream(claude: anthropic.Anthropic) -> None:

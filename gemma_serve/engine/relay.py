@@ -8,9 +8,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import orjson
 from pydantic import TypeAdapter
-from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensRequest, AnthropicMessagesRequest
+from vllm.entrypoints.anthropic.protocol import (
+    AnthropicCountTokensRequest,
+    AnthropicMessagesRequest,
+    AnthropicMessagesResponse,
+)
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
@@ -54,6 +60,22 @@ def refuse_what_the_model_cannot(kind: Kind | RelayKind, embeds: bool) -> None:
         )
 
 
+class MessagesServing(AnthropicServingMessages):  # type: ignore[misc]
+    def messages_full_converter(self, generator: ChatCompletionResponse) -> AnthropicMessagesResponse:
+        """Without a tool call whose arguments `max_tokens` cut off, which are no JSON."""
+        message = generator.choices[0].message
+        message.tool_calls = [call for call in message.tool_calls if _is_json(call.function.arguments)]
+        return super().messages_full_converter(generator)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
 class Relay:
     """Takes the keyword arguments that vLLM's handlers share."""
 
@@ -69,11 +91,14 @@ class Relay:
         self._embeds = embeds(supervisor)
         templates = {name: shared[name] for name in ("chat_template", "chat_template_content_format")}
         parsers = {name: shared[name] for name in ("enable_auto_tools", "tool_parser", "reasoning_parser")}
-        common = {"request_logger": shared["request_logger"], **templates, **parsers}
+        common = {
+            "request_logger": shared["request_logger"],
+            "enable_prompt_tokens_details": True,
+            **templates,
+            **parsers,
+        }
         responses = OpenAIServingResponses(supervisor, models, renderer, **common)
-        messages = AnthropicServingMessages(
-            supervisor, models, "assistant", online_renderer=renderer, **common
-        )
+        messages = MessagesServing(supervisor, models, "assistant", online_renderer=renderer, **common)
         tokens = ServingTokenization(models, renderer, request_logger=shared["request_logger"], **templates)
         self._handlers = {
             "responses": responses.create_responses,

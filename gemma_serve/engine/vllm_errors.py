@@ -32,6 +32,8 @@ from .vllm_names import ErrorResponse, sanitize_message
 
 logger = logging.getLogger(__name__)
 
+_FAILED = "The engine failed on this request; the server's log says why."
+
 # vLLM raises these for what a client sent until all its checks have moved to VLLMClientError (its own
 # create_error_response says so), so they are the client's fault here too.
 _CLIENT_FAULTS = (ValueError, TypeError, OverflowError, TemplateError)
@@ -78,7 +80,7 @@ def map_error(error: BaseException) -> ServeError:
         case _ if isinstance(error, _CLIENT_FAULTS):
             return _client_fault(message, None)
     logger.error("The engine failed on a request", exc_info=error)
-    return ServeError("The engine failed on this request; the server's log says why.")
+    return ServeError(_FAILED)
 
 
 def raise_for_error(response: Any) -> None:
@@ -120,9 +122,10 @@ def _by_status(status: int, message: str, param: str | None) -> ServeError:
         return Overloaded(message)
     if status == 400:
         return _client_fault(message, param)
-    if status >= 500:
-        logger.error("The engine answered %d: %s", status, message)
-    return BY_STATUS.get(status, ServeError)(message, param=param)
+    if status in BY_STATUS:
+        return BY_STATUS[status](message, param=param)
+    logger.error("The engine answered %d: %s", status, message)
+    return ServeError(_FAILED)  # vLLM's message is the text of some exception: "2" for a KeyError
 
 
 def _client_fault(message: str, param: str | None) -> InvalidRequest:
