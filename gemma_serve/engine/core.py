@@ -101,8 +101,6 @@ class ReplaceableCore:
             raise _poison()
         if len(self._entries) > self._sweep_at:
             self._sweep()
-        if not self._busy():
-            self._last_step = time.monotonic()
         entry = self._entries[request.request_id] = _Entry(request)
         if self._open.is_set():
             await self._send(entry, request)
@@ -142,8 +140,10 @@ class ReplaceableCore:
             self._report(self._core)
 
     def silent_seconds(self) -> float:
-        """For how long the core has finished no step although it has work; 0 while it has none."""
-        return time.monotonic() - self._last_step if self._dead is not self._core and self._busy() else 0.0
+        """For how long the core has finished no step although it has work. To be asked again and again."""
+        if self._dead is self._core or not self._processor.request_states:
+            self._last_step = time.monotonic()
+        return time.monotonic() - self._last_step
 
     def died(self) -> None:
         """The core is dead: keep its requests, and blame (see `quarantine`) who may have killed it."""
@@ -240,22 +240,22 @@ class ReplaceableCore:
             self._end(entry)
             return
         entry.replay = None
-        way = way_of(request, state)
-        if way is Way.IMPOSSIBLE:
-            self._fail(entry, _cannot_resume())
-            return
-        if way is Way.CONTINUE:
-            request = continued(request, state)
-        elif way is Way.RESTART:
-            restart(request, state, self._processor)
-        elif way is Way.REPLAY:
-            entry.replay = Replay(tokens_so_far(state))
-            self._replays += 1
-        self.resumed_total += 1
         try:
+            match way_of(request, state):
+                case Way.IMPOSSIBLE:
+                    raise _cannot_resume()
+                case Way.CONTINUE:
+                    request = continued(request, state)
+                case Way.RESTART:
+                    restart(request, state, self._processor)
+                case Way.REPLAY:
+                    entry.replay = Replay(tokens_so_far(state))
+                    self._replays += 1
             await self._send(entry, request)
-        except Exception as error:
+        except Exception as error:  # one that fails must not keep the others from going on
             self._fail(entry, error)
+        else:
+            self.resumed_total += 1
 
     def _drop_replayed(self, outputs: EngineCoreOutputs) -> None:
         kept = []
@@ -304,9 +304,6 @@ class ReplaceableCore:
         """The id that a request has in common with its other answers, where a client asked for several."""
         state: RequestState | None = self._processor.request_states.get(entry.request.request_id)
         return str(state.parent_req.request_id if state and state.parent_req else entry.request.request_id)
-
-    def _busy(self) -> bool:
-        return bool(self._processor.request_states)
 
     def _live_entries(self) -> list[_Entry]:
         self._sweep()

@@ -65,7 +65,16 @@ class VLLMEngine:
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Nobody watches over the engine any more: say so and end, rather than let requests wait for ever.
+            logger.critical("The engine's supervision failed", exc_info=error)
+            if self._core is not None:
+                self._core.give_up()
+            self.status.set(EngineState.DEAD, error=f"its supervision failed: {error!r}")
 
     async def _load_and_watch(self) -> None:
         output: EngineOutput | None = None
@@ -136,9 +145,10 @@ class VLLMEngine:
             )
         elif self.status.state is EngineState.STALLED and silent <= health.stall_seconds:
             self.status.set(EngineState.READY)
-        if silent > health.stall_restart_seconds and self._footprint is not None:
+        footprint = self._footprint
+        if silent > health.stall_restart_seconds and footprint is not None and not footprint.killed:
             logger.error("The engine has hung for %.0f s: it is killed and started again", silent)
-            self._footprint.kill()
+            footprint.kill()
 
     def _on_death(self) -> None:
         if not self._stopping:
@@ -146,8 +156,9 @@ class VLLMEngine:
 
     async def _restart(self) -> None:
         """Put another core in the place of the dead one."""
-        assert self._core is not None and self._builder is not None
+        assert self._core is not None and self._builder is not None and self._llm is not None
         self._core.died()
+        await self._llm.renderer.clear_mm_cache_async()  # it counts on images that the dead engine had
         reason = "the engine's process ended unexpectedly"
         while (wait := self._restarts.next_wait()) is not None:
             self.status.set(EngineState.RESTARTING, f"{self._core.unfinished} requests wait", reason)

@@ -22,6 +22,7 @@ class Footprint:
     """What a running engine takes from the system, to be given back if it dies and cannot do so itself."""
 
     def __init__(self) -> None:
+        self.killed = False
         self._processes = _children()
         self._shared_memory = {path for process in self._processes for path in _shared_memory(process.pid)}
 
@@ -34,6 +35,7 @@ class Footprint:
 
     def kill(self) -> None:
         """End the processes at once, without a chance to say goodbye: they hang."""
+        self.killed = True
         for process in self._processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
