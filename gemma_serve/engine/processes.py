@@ -43,7 +43,7 @@ class Footprint:
 
 def end_children() -> None:
     """End every process that vLLM started and did not end itself, workers of its workers included."""
-    _end(psutil.Process().children(recursive=True))
+    _end(_children())
 
 
 def _end(processes: list[psutil.Process]) -> None:
@@ -55,7 +55,7 @@ def _end(processes: list[psutil.Process]) -> None:
 
 
 def _children() -> list[psutil.Process]:
-    """All below this process but Python's tracker of shared memory, which serves engine after engine."""
+    """All below this process but Python's resource tracker, which cleans up after them in the end."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):

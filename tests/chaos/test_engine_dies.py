@@ -143,4 +143,4 @@ async def test_sigterm_lets_all_streams_finish(
         assert late.status_code == 200
     assert not failures(await running, undisturbed)
     assert await asyncio.to_thread(server.wait, 30) == 0
-    assert gone(children)
+    await until(lambda: gone(children))
