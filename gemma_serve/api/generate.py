@@ -73,6 +73,7 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         body, checked = await read_body(request, schema, settings.limits.max_json_depth)
         _check_parameters(body, settings.limits)
         default_length(body, settings.limits)
+        size = len(await request.body())
         work = _request(kind, body, models, size)
         form = _stream_form(request)
         if form == "text" and (checked.n or 1) > 1:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..engine.base import RelayKind
-from ..errors import ServeError
+from ..errors import InvalidRequest, ServeError
 from ..generation import Generator, RelayedEvents
 from ..logs import current_request
 from ..models import Models
@@ -71,10 +71,18 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         generator.require_room(size)
         patience = patience_of(request, settings)
         require_json(request)
-        body = parse_json(await request.body(), limits.max_json_depth)
+        raw = await request.body()
+        size = len(raw)
+        body = parse_json(raw, limits.max_json_depth)
         check_caps(body, limits)
         if kind == "responses":
             default_length(body, limits, "max_output_tokens")
+        if type(stream := body.get("stream") or False) is not bool:  # vLLM would take 1 or "true" for true
+            raise InvalidRequest(
+                f"Invalid value for 'stream': should be a boolean, got {stream!r:.50}.",
+                param="stream",
+                code="invalid_type",
+            )
         body["model"] = models.resolve(body.get("model"))
         record = current_request.get()
         if record is not None:
@@ -83,7 +91,7 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         async def work() -> Any:
             return await generator.relay(kind, body, size)
 
-        if body.get("stream") is True and kind in _STREAMS:
+        if stream and kind in _STREAMS:
             return _STREAMS[kind](work, patience)
         answer = await until_disconnect(request.receive, work(), patience.deadline)
         if record is not None and kind == "embeddings":
