@@ -17,7 +17,7 @@ from ..models import Models
 from ..settings import LimitsSettings
 from .body import read_body
 from .cost_caps import check_caps, default_length
-from .docs import errors, request_schema
+from .docs import STREAMS, errors, request_schema
 from .schemas import ChatCompletion, ChatCompletionBody, Completion, CompletionBody, GenerationBody
 from .streaming import ChunkWriter, GenerationStream, TextWriter, until_disconnect
 
@@ -85,7 +85,7 @@ def router(generator: Generator, engine: Engine, models: Models, limits: LimitsS
         "/v1/chat/completions",
         summary="Answer a chat",
         response_class=Response,
-        responses={200: {"model": ChatCompletion}, **errors(400, 404, 413, 415, 503)},
+        responses={200: {"model": ChatCompletion, "content": STREAMS}, **errors(400, 404, 413, 415, 503)},
         openapi_extra=request_schema(ChatCompletionBody),
     )
     async def chat_completions(request: Request) -> Any:
@@ -96,7 +96,7 @@ def router(generator: Generator, engine: Engine, models: Models, limits: LimitsS
         "/v1/completions",
         summary="Continue a text",
         response_class=Response,
-        responses={200: {"model": Completion}, **errors(400, 404, 413, 415, 503)},
+        responses={200: {"model": Completion, "content": STREAMS}, **errors(400, 404, 413, 415, 503)},
         openapi_extra=request_schema(CompletionBody),
     )
     async def completions(request: Request) -> Any:

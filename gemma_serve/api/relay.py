@@ -19,7 +19,8 @@ from ..models import Models
 from ..settings import LimitsSettings
 from .body import parse_json, require_json
 from .cost_caps import check_caps, default_length
-from .docs import errors
+from .docs import EVENTS, any_body, errors
+from .schemas import AnthropicError
 from .streaming import EVENT_STREAM_HEADERS, ClientDisconnected, until_disconnect
 
 
@@ -71,33 +72,52 @@ def router(generator: Generator, engine: Engine, models: Models, limits: LimitsS
             body = orjson.dumps(error.anthropic_body())
             return Response(body, error.status, error.headers, "application/json")
 
+    anthropics: dict[str, Any] = {
+        "responses": {200: {"content": EVENTS}}
+        | {status: {"model": AnthropicError} for status in (404, 413, 415)},
+        "openapi_extra": any_body("https://docs.anthropic.com/en/api/messages"),
+    }
+
     @routes.post(
         "/v1/responses",
         tags=["generation"],
         summary="OpenAI's Responses API",
-        responses=errors(400, 404, 503),
+        responses=errors(404, 413, 415) | {200: {"content": EVENTS}},
+        openapi_extra=any_body("https://platform.openai.com/docs/api-reference/responses/create"),
     )
     async def responses(request: Request) -> Any:
         """Stateless: answers are not stored, so `previous_response_id` finds nothing."""
         return await relay("responses", request)
 
-    @routes.post("/v1/messages", tags=["generation"], summary="Anthropic's Messages API")
+    @routes.post("/v1/messages", tags=["generation"], summary="Anthropic's Messages API", **anthropics)
     async def messages(request: Request) -> Any:
         """For clients of Anthropic's SDK; errors have Anthropic's shape here."""
         return await anthropic("messages", request)
 
-    @routes.post("/v1/messages/count_tokens", tags=["generation"], summary="Count a message's tokens")
+    @routes.post(
+        "/v1/messages/count_tokens", tags=["generation"], summary="Count a message's tokens", **anthropics
+    )
     async def count_tokens(request: Request) -> Any:
         return await anthropic("count_tokens", request)
 
     @routes.post(
-        "/tokenize", tags=["tokens"], summary="Text or messages to token ids", responses=errors(400, 404, 503)
+        "/tokenize",
+        tags=["tokens"],
+        summary="Text or messages to token ids",
+        responses=errors(404, 413, 415),
+        openapi_extra=any_body("`prompt`, or `messages`"),
     )
     async def tokenize(request: Request) -> Any:
         """`prompt`, or `messages` with the chat template applied."""
         return await relay("tokenize", request)
 
-    @routes.post("/detokenize", tags=["tokens"], summary="Token ids to text", responses=errors(400, 404, 503))
+    @routes.post(
+        "/detokenize",
+        tags=["tokens"],
+        summary="Token ids to text",
+        responses=errors(404, 413, 415),
+        openapi_extra=any_body("`tokens`"),
+    )
     async def detokenize(request: Request) -> Any:
         return await relay("detokenize", request)
 

@@ -300,6 +300,16 @@ class Error(BaseModel):
     error: ErrorDetail
 
 
+class AnthropicErrorDetail(BaseModel):
+    type: str
+    message: str
+
+
+class AnthropicError(BaseModel):
+    type: Literal["error"]
+    error: AnthropicErrorDetail
+
+
 class HealthSummary(BaseModel):
     status: str
     phase: str | None = None
