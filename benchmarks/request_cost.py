@@ -50,12 +50,12 @@ class NoEngine:
     def __init__(self) -> None:
         self.status = EngineStatus()
 
-
-def add_noop(app: FastAPI) -> FastAPI:
-    @app.post("/v1/noop")
     def capacity(self) -> int:
         return 256
 
+
+def add_noop(app: FastAPI) -> FastAPI:
+    @app.post("/v1/noop")
     async def noop() -> Response:
         return Response(b"{}", media_type="application/json")
 
