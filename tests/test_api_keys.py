@@ -85,7 +85,14 @@ async def test_without_a_key_only_the_public_paths(file: Path) -> None:
             "/docs/assets/swagger-ui.css",
         ):
             assert (await client.get(path)).status_code == 200, path
-        for path in ("/v1/models", "/health", "/nowhere", "/metrics", "/admin/blocks"):
+        for path in (
+            "/v1/models",
+            "/health/status",
+            "/health/metrics",
+            "/nowhere",
+            "/metrics",
+            "/admin/blocks",
+        ):
             answer = await client.get(path)
             assert answer.status_code == 401, path
             assert answer.headers["www-authenticate"] == "Bearer"

@@ -86,8 +86,6 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         if body.get("stream") is True and kind in _STREAMS:
             return _STREAMS[kind](work, patience)
         answer = await until_disconnect(request.receive, work(), patience.deadline)
-        if record is not None and kind == "embeddings":
-            record.prompt_tokens = answer["usage"]["prompt_tokens"]
         return Response(orjson.dumps(answer), media_type="application/json")
 
     async def anthropic(kind: RelayKind, request: Request) -> Response:
