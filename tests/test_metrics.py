@@ -25,7 +25,7 @@ from gemma_serve.errors import InvalidRequest, ServeError
 from gemma_serve.key_file import write_keys
 from gemma_serve.metrics import Recent
 
-from .conftest import clean_environ, serving, start_server, until
+from .conftest import ALICE, SCRAPER, ServerProcess, clean_environ, serving, until
 from .fake_engine import FakeEngine
 from .test_api_keys import bearer, entry
 from .test_app import CHAT, settings
@@ -311,47 +311,23 @@ def prometheus(folder: Path, target: str, key: str) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_real_prometheus_scrapes_the_real_server(tmp_path: Path) -> None:
-    keys = tmp_path / "keys.yaml"
-    write_keys(
-        keys,
-        [
-            entry("alice", KEY, limits={"requests_per_minute": 2}),
-            entry("prometheus", "sk-scraper-0123456789", scopes=("metrics",)),
-        ],
-    )
-    server = start_server(
-        "--config",
-        "demo",
-        "--set",
-        f"security.api_keys_file={keys}",
-        "--set",
-        "log.stats_interval_seconds=1",
-    )
-    try:
-        server.wait_ready()
-        with httpx.Client(base_url=server.url, timeout=120, headers=bearer(KEY)) as client:
-            for status in (200, 200, 429):
-                body = CHAT | {"stream": True, "max_tokens": 16, "ignore_eos": True}
-                assert client.post("/v1/chat/completions", json=body).status_code == status
-            assert client.get("/metrics").status_code == 403
-            assert client.get("/health/status").json()["device"]["count"] == 1
-        with (
-            prometheus(tmp_path, server.url.removeprefix("http://"), "sk-scraper-0123456789") as url,
-            httpx.Client(base_url=url) as client,
-        ):
-            deadline = time.monotonic() + 60
-            missing = NAMED
-            while missing and time.monotonic() < deadline:
-                missing = [name for name in missing if not found(client, name)]
-                time.sleep(0.1)
-            assert not missing, (tmp_path / "prometheus.log").read_text()
-        server.wait_for(
-            r"INFO - \d+ running, \d+ waiting, [\d.]+ tokens/s, KV cache [\d.]+%, memory [\d.]+ GB"
-        )
-    finally:
-        code = server.end()
-    assert code == 0, server.text[-5000:]
+def test_a_real_prometheus_scrapes_the_real_server(live: ServerProcess, tmp_path: Path) -> None:
+    with httpx.Client(base_url=live.url, timeout=120, headers=bearer(ALICE)) as client:
+        for status in (200, 200, 429):
+            body = STREAM | {"max_tokens": 16, "ignore_eos": True}
+            assert client.post("/v1/chat/completions", json=body).status_code == status
+        assert client.get("/metrics").status_code == 403
+    with (
+        prometheus(tmp_path, live.url.removeprefix("http://"), SCRAPER) as url,
+        httpx.Client(base_url=url) as client,
+    ):
+        deadline = time.monotonic() + 60
+        missing = NAMED
+        while missing and time.monotonic() < deadline:
+            missing = [name for name in missing if not found(client, name)]
+            time.sleep(0.1)
+        assert not missing, (tmp_path / "prometheus.log").read_text()
+    live.wait_for(r"INFO - \d+ running, \d+ waiting, [\d.]+ tokens/s, KV cache [\d.]+%, memory [\d.]+ GB")
 
 
 def found(client: httpx.Client, query: str) -> bool:
