@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 from prometheus_client import REGISTRY
@@ -13,6 +14,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from .base import Device, EngineReport, GpuMemory
 from .core import ReplaceableCore
 from .processes import Footprint
+
+logger = logging.getLogger(__name__)
 
 _GENERATED = "vllm:generation_tokens_total"
 
@@ -37,12 +40,15 @@ def gpu_memory(llm: AsyncLLM) -> list[GpuMemory]:
     """By NVML: PyTorch would take half a gigabyte of the GPU for a context of this process."""
     if not current_platform.is_cuda():
         return []
-    nvml = _nvml()
     found = []
-    for index in range(_devices(llm)):
-        handle = nvml.nvmlDeviceGetHandleByIndex(current_platform.device_id_to_physical_device_id(index))
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        found.append(GpuMemory(int(memory.used), int(memory.total)))
+    try:
+        nvml = _nvml()
+        for index in range(_devices(llm)):
+            handle = nvml.nvmlDeviceGetHandleByIndex(current_platform.device_id_to_physical_device_id(index))
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            found.append(GpuMemory(int(memory.used), int(memory.total)))
+    except Exception:  # no NVML, a part of a GPU (MIG), GPUs of other nodes
+        logger.debug("The GPUs' memory cannot be read", exc_info=True)
     return found
 
 
@@ -59,8 +65,12 @@ def _nvml() -> Any:
 
 @functools.cache
 def _device(count: int) -> Device:
-    name = str(current_platform.get_device_name())
-    return Device(str(current_platform.device_type), name, count, bool(current_platform.is_cuda()))
+    kind = str(current_platform.device_type)
+    try:
+        name = str(current_platform.get_device_name())
+    except Exception:  # as above
+        name = kind
+    return Device(kind, name, count, bool(current_platform.is_cuda()))
 
 
 def _generated_tokens() -> int | None:
