@@ -74,7 +74,7 @@ def create_app(
     """The application. `on_change` hears of every change of the engine's state, from whichever thread."""
     engine = engine or VLLMEngine(settings)
     models = Models(settings, engine)
-    admission = Admission(settings.queue, engine.capacity)
+    admission = Admission(settings.queue, engine.capacity, lambda: not engine.status.ready)
     metrics = Metrics()
     generator = Generator(engine, admission, metrics)
     drain = drain or Drain()

@@ -49,8 +49,8 @@ def note_answer(answer: dict[str, Any], record: RequestRecord) -> None:
     """Write into the record what an answer of OpenAI's Responses or Anthropic's Messages says it took."""
     usage = answer.get("usage")
     if isinstance(usage, dict):
-        read = usage.get("prompt_tokens", record.prompt_tokens)  # embeddings
-        record.prompt_tokens = usage.get("input_tokens", read)
+        prompt = usage.get("prompt_tokens", record.prompt_tokens)  # of embeddings
+        record.prompt_tokens = usage.get("input_tokens", prompt)
         record.completion_tokens = usage.get("output_tokens", record.completion_tokens)
 
 

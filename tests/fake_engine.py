@@ -90,7 +90,21 @@ class FakeEngine:
         if self.hang_at is not None:
             await self.hang()
         await asyncio.sleep(self._pause * len(self.words))
-        return {"id": "x", "choices": [], "model": request.model}, Usage(3, len(self.words))
+        usage, text = Usage(3, len(self.words)), "".join(self.words)
+        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "stop"}
+        if request.kind == "chat":
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        else:
+            choice["text"] = text
+        answer = {
+            "id": "x",
+            "object": "chat.completion" if request.kind == "chat" else "text_completion",
+            "created": int(time.time()),
+            "model": request.model,
+            "choices": [choice],
+            "usage": usage.body(),
+        }
+        return answer, usage
 
     async def stream(self, request: GenerationRequest) -> FakeStream:
         self.requests.append(request)

@@ -124,7 +124,7 @@ class Bench:
 
     def replace(self, exitcode: int = 1) -> HandCore:
         self.hand = HandCore(exitcode)
-        self.core.replace(self.hand)
+        self.back = asyncio.create_task(self.core.replace(self.hand))
         return self.hand
 
     def close(self) -> None:
@@ -185,13 +185,15 @@ async def test_suspects_are_tried_one_at_a_time_before_the_rest(bench: Bench) ->
     await bench.add("d")
     hand = bench.replace()
     await until(lambda: hand.names == ["a"])
-    hand.give("a", 5)
+    hand.give("a", 5, 5, 5)
     hand.give("a", 5)
     await until(lambda: hand.names == ["a", "b"])
+    assert not bench.back.done()
     await bench.abort("b")  # its client leaves during its trial
     await until(lambda: hand.names == ["a", "b", "c"])
     hand.give("c", 5, finish=FinishReason.STOP)
     await until(lambda: hand.names == ["a", "b", "c", "d"])
+    assert await bench.back
 
 
 async def test_the_guilty_one_is_refused_and_the_others_go_on(bench: Bench) -> None:
@@ -200,8 +202,8 @@ async def test_the_guilty_one_is_refused_and_the_others_go_on(bench: Bench) -> N
     await bench.died()
     hand = bench.replace()
     await until(lambda: hand.names == ["innocent"])
-    hand.give("innocent", 5)
-    hand.give("innocent", 6)
+    hand.give("innocent", 5, 6)
+    hand.give("innocent", 7, 8)
     await until(lambda: hand.names == ["innocent", "poison"])
     await bench.died()
     with pytest.raises(EngineCrash):
@@ -209,16 +211,16 @@ async def test_the_guilty_one_is_refused_and_the_others_go_on(bench: Bench) -> N
     await bench.abort("poison")
     hand = bench.replace()
     await until(lambda: hand.names == ["innocent"])
-    assert await bench.tokens("innocent", 2) == [5, 6]
+    assert await bench.tokens("innocent", 4) == [5, 6, 7, 8]
     with pytest.raises(EngineCrash):
         await bench.add("again", prompt=666)
+    assert list(bench.processor.request_states) == ["innocent"]
 
 
 async def test_a_death_while_requests_come_back_loses_none(bench: Bench) -> None:
     for name in "abcd":
         await bench.add(name)
-        bench.hand.give(name, 5)
-        bench.hand.give(name, 6)
+        bench.hand.give(name, 5, 6)
         assert await bench.tokens(name, 2) == [5, 6]
     bench.hand.resources.engine_manager.processes[0].exitcode = -9  # killed, thrice: that convicts nobody
     await bench.died()
@@ -231,9 +233,8 @@ async def test_a_death_while_requests_come_back_loses_none(bench: Bench) -> None
     hand = bench.replace()
     for name in "abcd":
         await until(lambda: name in hand.names)  # noqa: B023
-        hand.give(name, 7)
-        hand.give(name, 8)
-        assert await bench.tokens(name, 2) == [7, 8]
+        hand.give(name, 7, 8, 9, 10)
+        assert await bench.tokens(name, 4) == [7, 8, 9, 10]
 
 
 async def test_one_that_cannot_be_added_does_not_hold_up_the_others(
@@ -264,6 +265,30 @@ async def test_giving_up_fails_everyone(bench: Bench) -> None:
     for name in "ab":
         with pytest.raises(EngineDeadError):
             await bench.tokens(name, 1)
+    with pytest.raises(EngineDeadError):
+        await bench.add("c")
+
+
+async def test_poison_deep_in_a_request_that_runs_again_is_found(bench: Bench) -> None:
+    """Its trial lasts until it is past the point of the death; who passed before is not blamed."""
+    seeded: dict[str, Any] = {"temperature": 1.0, "seed": 1}
+    await bench.add("innocent", **seeded)
+    await bench.add("poison", prompt=666, **seeded)
+    for name in ("innocent", "poison"):
+        bench.hand.give(name, *range(10))
+        await bench.tokens(name, 10)
+    await bench.died()
+    hand = bench.replace()
+    await until(lambda: hand.names == ["innocent"])
+    hand.give("innocent", *range(10))
+    hand.give("innocent", 10, 11, 12, 13)
+    assert await bench.tokens("innocent", 4) == [10, 11, 12, 13]
+    await until(lambda: hand.names == ["innocent", "poison"])
+    hand.give("poison", *range(10))
+    await asyncio.sleep(0.02)
+    await bench.died()  # at its eleventh token
+    with pytest.raises(EngineCrash):
+        await bench.tokens("poison", 1)
 
 
 async def test_a_death_is_noticed_without_requests_and_only_once(bench: Bench) -> None:
@@ -292,4 +317,5 @@ async def test_what_has_ended_is_forgotten(bench: Bench) -> None:
         await bench.add(f"r{number}")
         bench.hand.give(f"r{number}", 5, finish=FinishReason.STOP)
         await bench.tokens(f"r{number}", 1)
-    assert len(bench.core._entries) <= 70
+    bench.core.notice_death()
+    assert not bench.core._entries

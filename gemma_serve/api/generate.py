@@ -17,7 +17,7 @@ from ..models import Models
 from ..settings import LimitsSettings, Settings
 from .body import body_size, patience_of, read_body
 from .cost_caps import check_caps, default_length
-from .docs import errors, request_schema
+from .docs import STREAMS, errors, request_schema
 from .schemas import ChatCompletion, ChatCompletionBody, Completion, CompletionBody, GenerationBody
 from .streaming import (
     EVENT_STREAM_HEADERS,
@@ -73,6 +73,7 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         body, checked = await read_body(request, schema, settings.limits.max_json_depth)
         _check_parameters(body, settings.limits)
         default_length(body, settings.limits)
+        size = len(await request.body())
         work = _request(kind, body, models, size)
         form = _stream_form(request)
         if form == "text" and (checked.n or 1) > 1:
@@ -98,7 +99,7 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         "/v1/chat/completions",
         summary="Answer a chat",
         response_class=Response,
-        responses={200: {"model": ChatCompletion}, **errors(400, 404, 413, 415, 503)},
+        responses={200: {"model": ChatCompletion, "content": STREAMS}, **errors(400, 404, 413, 415, 503)},
         openapi_extra=request_schema(ChatCompletionBody),
     )
     async def chat_completions(request: Request) -> Any:
@@ -109,7 +110,7 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         "/v1/completions",
         summary="Continue a text",
         response_class=Response,
-        responses={200: {"model": Completion}, **errors(400, 404, 413, 415, 503)},
+        responses={200: {"model": Completion, "content": STREAMS}, **errors(400, 404, 413, 415, 503)},
         openapi_extra=request_schema(CompletionBody),
     )
     async def completions(request: Request) -> Any:

@@ -106,7 +106,7 @@ class StreamedResponse(Response):
         loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         if self._patience.keep_alive and self._stream_headers is EVENT_STREAM_HEADERS:
-            self._timer = loop.call_later(self._patience.keep_alive, self._tick, loop)
+            self._timer = loop.call_later(self._patience.keep_alive / 2, self._tick, loop)
         try:
             end = await until_disconnect(receive, self.run(), self._patience.deadline)
         except ClientDisconnected:
@@ -141,7 +141,8 @@ class StreamedResponse(Response):
             self._comment = loop.create_task(self._keep_alive())
         self._silent = True
         assert self._patience.keep_alive is not None
-        self._timer = loop.call_later(self._patience.keep_alive, self._tick, loop)
+        # Silent for a whole interval between two ticks: so a comment comes after one at the latest.
+        self._timer = loop.call_later(self._patience.keep_alive / 2, self._tick, loop)
 
     async def _keep_alive(self) -> None:
         if not self._ended:

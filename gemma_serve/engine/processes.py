@@ -15,7 +15,8 @@ import psutil
 
 from .. import logs
 
-_SHARED_MEMORY = re.compile(r"(/dev/shm/\S+)")
+# What Python's multiprocessing, torch, NCCL and vLLM make there; an operator may keep other things in it.
+_SHARED_MEMORY = re.compile(r"/dev/shm/(?:psm_|sem\.mp-|torch_|nccl-|vllm)[^\s/]*")
 
 
 class Footprint:

@@ -59,27 +59,22 @@ class RequestLog:
             return
         client = (scope.get("client") or ("-",))[0]
         method, path = scope.get("method", "WEBSOCKET"), _printable(scope)
-        logger.log(
-            level,
-            "%s %s - %s - %d - %.3fs",
-            method,
-            path,
-            client,
-            record.final_status,
-            seconds,
-            extra={
-                "method": method,
-                "path": path,
-                "client": client,
-                "status": record.final_status,
-                "seconds": round(seconds, 6),
-                "model": record.model,
-                "key": record.key,
-                "prompt_tokens": record.prompt_tokens,
-                "completion_tokens": record.completion_tokens,
-                "time_to_first_token": record.time_to_first_token,
-            },
-        )
+        message = f"{method} {path} - {client} - {record.final_status} - {seconds:.3f}s"
+        # Not `logger.log`: finding out which line of code logs costs more than all else here.
+        entry = logging.LogRecord(logger.name, level, __file__, 0, message, None, None)
+        entry.__dict__ |= {
+            "method": method,
+            "path": path,
+            "client": client,
+            "status": record.final_status,
+            "seconds": round(seconds, 6),
+            "model": record.model,
+            "key": record.key,
+            "prompt_tokens": record.prompt_tokens,
+            "completion_tokens": record.completion_tokens,
+            "time_to_first_token": record.time_to_first_token,
+        }
+        logger.handle(entry)
 
 
 def _request_id(scope: Scope) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import uuid
 from collections import Counter
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .window import RequestWindow, Window
 
 logger = logging.getLogger(__name__)
+_numbers = itertools.count()
 T = TypeVar("T")
 
 
@@ -32,6 +34,7 @@ class RateLimiter:
     def __init__(self, settings: Settings, storage: SharedStorage | None = None) -> None:
         self._seconds = settings.security.rate_limit_window_seconds
         self._storage = storage
+        self.id = uuid.uuid4().hex
         self._quotas: Quotas = RedisQuotas(storage) if storage else MemoryQuotas()
         self._leases: dict[str, Lease] = {}
         self.rejections: Counter[str] = Counter()
@@ -174,7 +177,7 @@ class Lease:
     def __init__(self, limiter: RateLimiter, client: Client) -> None:
         self._limiter = limiter
         self.client = client
-        self.slot = uuid.uuid4().hex
+        self.slot = f"{limiter.id}-{next(_numbers)}"
         self.day = today()
         self.reserved = 0
         self.has_slot = False
