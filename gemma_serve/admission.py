@@ -12,7 +12,7 @@ import heapq
 import itertools
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from .clients import Client
@@ -53,6 +53,8 @@ class Admission:
         self._last_tag: dict[str, float] = {}
         self._released: deque[float] = deque(maxlen=_RATE_SAMPLES)
         self._busy_since = 0.0
+        self.rejections: Counter[str] = Counter()
+        """How many were refused since the start, by the limit that they met."""
 
     @property
     def waiting(self) -> int:
@@ -70,10 +72,12 @@ class Admission:
         if not self._waiting_requests and self._fits(1):
             return
         if self._waiting_requests >= limits.max_requests:
-            raise self._refusal(f"{self._waiting_requests} requests wait already")
+            raise self._refusal("queue_requests", f"{self._waiting_requests} requests wait already")
         tokens = body_bytes // _BYTES_PER_TOKEN if self._waiting_requests else 0
         if self._waiting_tokens + tokens > limits.max_tokens:
-            raise self._refusal(f"requests of about {self._waiting_tokens} tokens wait already")
+            raise self._refusal(
+                "queue_tokens", f"requests of about {self._waiting_tokens} tokens wait already"
+            )
 
     async def enter(self, body_bytes: int, answers: int = 1, client: Client | None = None) -> Slot:
         """Wait for a place in the engine; `leave` it however the work ends. Raises `Overloaded`."""
@@ -108,7 +112,9 @@ class Admission:
             while not waiter.admitted.done():
                 await asyncio.wait((waiter.admitted,), timeout=self._settings.wait_seconds)
                 if not waiter.admitted.done() and not self._paused():
-                    raise self._refusal(f"no place came free in {self._settings.wait_seconds:g} s")
+                    raise self._refusal(
+                        "queue_wait", f"no place came free in {self._settings.wait_seconds:g} s"
+                    )
             admitted = True
         finally:
             if not admitted:
@@ -144,7 +150,8 @@ class Admission:
         self._waiting_requests -= 1
         self._waiting_tokens -= waiter.tokens
 
-    def _refusal(self, why: str) -> Overloaded:
+    def _refusal(self, limit: str, why: str) -> Overloaded:
+        self.rejections[limit] += 1
         return Overloaded(
             f"The server is busy: {why}. Try again later.", retry_after=self.seconds_until_room()
         )

@@ -20,22 +20,26 @@ from .admission import Admission
 from .api import blocks as blocks_api
 from .api import docs, generate, relay, usage
 from .api import health as health_api
+from .api import metrics as metrics_api
 from .api import models as models_api
 from .api import version as version_api
 from .api.schemas import ChatCompletionBody, CompletionBody
 from .api.streaming import ClientDisconnected
 from .api_keys import ApiKeys
 from .blocks import Blocks
+from .collector import ServerCollector
 from .drain import Drain
 from .engine.base import Engine, EngineStatus
 from .engine.lifecycle import VLLMEngine
 from .errors import BY_STATUS, InvalidRequest, ServeError
 from .generation import Generator
 from .health import Health
+from .metrics import Metrics
 from .middleware.api_keys import Authentication
 from .middleware.body_limit import BodyLimit
 from .middleware.cors import CORS
 from .middleware.drain import DrainRequests
+from .middleware.metrics import RequestMetrics
 from .middleware.policy import Policy
 from .middleware.rate_limit import RateLimit
 from .middleware.request_log import RequestLog
@@ -45,6 +49,7 @@ from .middleware.unexpected_error import UnexpectedError
 from .models import Models
 from .rate_limit import RateLimiter
 from .settings import Settings
+from .stats import Stats
 from .storage import SharedStorage
 
 logger = logging.getLogger(__name__)
@@ -70,13 +75,16 @@ def create_app(
     engine = engine or VLLMEngine(settings)
     models = Models(settings, engine)
     admission = Admission(settings.queue, engine.capacity, lambda: not engine.status.ready)
-    generator = Generator(engine, admission)
+    metrics = Metrics()
+    generator = Generator(engine, admission, metrics)
     drain = drain or Drain()
-    health = Health(engine, drain)
     keys = ApiKeys(settings.security)
     storage = SharedStorage(settings.storage) if settings.storage.url else None
     limiter = RateLimiter(settings, storage)
     blocks = Blocks(settings.security, storage)
+    stats = Stats(engine, admission, settings.log.stats_interval_seconds)
+    metrics.registry.register(ServerCollector(engine, admission, drain, limiter, blocks, stats))
+    health = Health(settings, engine, admission, drain, stats, metrics, storage)
 
     def log_change(status: EngineStatus) -> None:
         level = logging.CRITICAL if status.failed else logging.INFO
@@ -95,6 +103,7 @@ def create_app(
             await stack.enter_async_context(blocks.shared())
             stack.push_async_callback(engine.stop)
             await engine.start()
+            await stack.enter_async_context(stats.running())
             yield
 
     app = FastAPI(
@@ -105,7 +114,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=middleware(settings, drain, keys, blocks, limiter),
+        middleware=middleware(settings, metrics, drain, keys, blocks, limiter),
     )
     app.state.admission = admission
     app.include_router(generate.router(generator, models, settings))
@@ -114,6 +123,7 @@ def create_app(
     app.include_router(usage.router(limiter))
     app.include_router(blocks_api.router(blocks))
     app.include_router(health_api.router(health))
+    app.include_router(metrics_api.router(metrics.registry))
     app.include_router(version_api.router())
     docs.install(app, [ChatCompletionBody, CompletionBody])
     app.add_exception_handler(ServeError, _render_error)
@@ -125,7 +135,12 @@ def create_app(
 
 
 def middleware(
-    settings: Settings, drain: Drain, keys: ApiKeys, blocks: Blocks, limiter: RateLimiter
+    settings: Settings,
+    metrics: Metrics,
+    drain: Drain,
+    keys: ApiKeys,
+    blocks: Blocks,
+    limiter: RateLimiter,
 ) -> list[Middleware]:
     """Every middleware, outermost first: the only place that orders them."""
     security = settings.security
@@ -133,6 +148,7 @@ def middleware(
     return [
         Middleware(ProxyHeadersMiddleware, trusted_hosts=list(security.trusted_proxies)),
         Middleware(RequestLog),
+        Middleware(RequestMetrics, metrics=metrics),
         Middleware(UnexpectedError),
         Middleware(SecurityHeaders),
         Middleware(DrainRequests, drain=drain),

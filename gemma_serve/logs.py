@@ -26,6 +26,15 @@ class RequestRecord:
     completion_tokens: int | None = None
     time_to_first_token: float | None = None
     """Seconds from the validated request to the first text."""
+    status: int = 499
+    """Of the answer, once it has begun."""
+    finished: bool = False
+    """Has the whole answer been sent?"""
+
+    @property
+    def final_status(self) -> int:
+        """The status, or nginx's 499 where the client left before the end of the answer."""
+        return self.status if self.finished else 499
 
 
 current_request: ContextVar[RequestRecord | None] = ContextVar("current_request", default=None)

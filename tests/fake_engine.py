@@ -9,7 +9,16 @@ from typing import Any
 
 import orjson
 
-from gemma_serve.engine.base import Delta, EngineState, EngineStatus, GenerationRequest, RelayKind, Usage
+from gemma_serve.engine.base import (
+    Delta,
+    EngineReport,
+    EngineState,
+    EngineStatus,
+    GenerationRequest,
+    GpuMemory,
+    RelayKind,
+    Usage,
+)
 from gemma_serve.errors import ServeError
 
 
@@ -63,6 +72,7 @@ class FakeEngine:
         self._ready = ready
         self.go_on = asyncio.Event()
         """Set it to end the hanging."""
+        self.resumed = 0
         self._pause = pause
         self._usage = usage
 
@@ -124,3 +134,10 @@ class FakeEngine:
 
     def model_length(self) -> int | None:
         return 4096
+
+    def report(self) -> EngineReport:
+        streamed = sum(stream.usage.completion_tokens for stream in self.streams)
+        return EngineReport(generated_tokens=streamed, resumed=self.resumed)
+
+    def gpu_memory(self) -> list[GpuMemory]:
+        return []

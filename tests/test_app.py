@@ -17,6 +17,7 @@ from gemma_serve.drain import Drain
 from gemma_serve.engine.base import EngineState
 from gemma_serve.engine.installed import vllm_version
 from gemma_serve.errors import ContextLengthExceeded
+from gemma_serve.metrics import Metrics
 from gemma_serve.rate_limit import RateLimiter
 from gemma_serve.settings import Settings
 
@@ -32,10 +33,11 @@ def settings(**sections: object) -> Settings:
 
 def test_middleware_order() -> None:
     given, security = settings(), settings().security
-    items = middleware(given, Drain(), ApiKeys(security), Blocks(security), RateLimiter(given))
+    items = middleware(given, Metrics(), Drain(), ApiKeys(security), Blocks(security), RateLimiter(given))
     assert [item.cls.__name__ for item in items] == [  # type: ignore[attr-defined]
         "ProxyHeadersMiddleware",
         "RequestLog",
+        "RequestMetrics",
         "UnexpectedError",
         "SecurityHeaders",
         "DrainRequests",

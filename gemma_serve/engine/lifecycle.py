@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .. import logs
 from ..errors import StartupError
 from ..settings import Settings
-from .base import EngineState, EngineStatus, GenerationRequest, RelayKind, TokenStream, Usage
+from .base import (
+    EngineReport,
+    EngineState,
+    EngineStatus,
+    GenerationRequest,
+    GpuMemory,
+    RelayKind,
+    TokenStream,
+    Usage,
+)
 from .load_errors import sentence
 from .process_output import EngineOutput, formatted_stderr
 from .processes import Footprint, end_children
@@ -269,6 +278,20 @@ class VLLMEngine:
 
     def model_length(self) -> int | None:
         return None if self._llm is None else int(self._llm.model_config.max_model_len)
+
+    def report(self) -> EngineReport:
+        if self._llm is None or self._core is None:
+            return EngineReport()
+        from .report import report
+
+        return report(self._llm, self._core, self._footprint)
+
+    def gpu_memory(self) -> list[GpuMemory]:
+        if self._llm is None:
+            return []
+        from .report import gpu_memory
+
+        return gpu_memory(self._llm)
 
 
 def _is_cpu_build() -> bool:

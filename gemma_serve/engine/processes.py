@@ -27,6 +27,10 @@ class Footprint:
         self._processes = _children()
         self._shared_memory = {path for process in self._processes for path in _shared_memory(process.pid)}
 
+    @property
+    def process_ids(self) -> tuple[int, ...]:
+        return tuple(process.pid for process in self._processes)
+
     def remove(self) -> None:
         """End what still runs, orphans of dead processes included; takes seconds. For a thread."""
         _end([*self._processes, *_children()])
