@@ -29,7 +29,10 @@ STREAM = CHAT | {"stream": True}
 
 async def test_status() -> None:
     engine = FakeEngine(ready=False)
-    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(settings(), engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         engine.status.set(EngineState.LOADING, "loading weights")
         engine.status.set(EngineState.FAILED, error="no such model")
         answer = await client.get("/health/status")
@@ -75,7 +78,7 @@ def test_the_digest_tells_settings_apart_and_no_secrets() -> None:
 @pytest.mark.parametrize("path", ["/health/status", "/health/metrics"])
 async def test_who_may_read(file: Path, path: str) -> None:  # noqa: F811
     app = create_app(settings(security={"api_keys_file": file}), FakeEngine())
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         assert (await client.get(path)).status_code == 401
         assert (await client.get(path, headers=bearer("sk-wrong"))).status_code == 401
         for key in (KEY, "sk-test-admin-0123456789"):  # of any scope
@@ -86,7 +89,10 @@ async def test_who_may_read(file: Path, path: str) -> None:  # noqa: F811
 
 async def test_metrics_before_and_after_work() -> None:
     engine = FakeEngine(("a", "b", "c"), pause=0.01)
-    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(settings(), engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         before = (await client.get("/health/metrics")).json()
         assert before["time_to_first_token_seconds"] == {"p50": None, "p95": None, "p99": None}
         assert before["connections"] == {"http": 1, "websocket": 0}
@@ -108,7 +114,10 @@ async def test_metrics_before_and_after_work() -> None:
 async def test_running_and_waiting() -> None:
     engine = FakeEngine(hang_at=0)
     engine.capacity = lambda: 1  # type: ignore[method-assign]
-    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(settings(), engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         requests = [asyncio.create_task(client.post("/v1/chat/completions", json=CHAT)) for _ in range(3)]
         async with asyncio.timeout(10):
             while (body := (await client.get("/health/metrics")).json())["waiting"] != 2:
@@ -124,7 +133,7 @@ async def test_redis_up_and_away(tmp_path: Path) -> None:
     with ExitStack() as stack:
         redis_url = stack.enter_context(running_redis(tmp_path / "socket"))
         app = create_app(settings(storage=storage | {"url": redis_url}), FakeEngine())
-        async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+        async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
 
             async def redis() -> str:
                 return str((await client.get("/health/status")).json()["dependencies"]["redis"])
@@ -140,7 +149,10 @@ async def test_the_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gemma_serve.stats")
     engine = FakeEngine(hang_at=1)
     given = Settings(model={"name": "gemma-demo"}, log={"stats_interval_seconds": 0.05})
-    async with serving(create_app(given, engine)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(given, engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         await asyncio.sleep(0.2)  # what must not come cannot be waited for
         assert not lines(caplog)
         request = asyncio.create_task(client.post("/v1/chat/completions", json=STREAM))

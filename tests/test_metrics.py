@@ -216,7 +216,7 @@ async def test_websockets_are_counted_while_they_are_open() -> None:
         await socket.accept()
         await socket.send_text(await socket.receive_text())
 
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         async with websockets.connect(url.replace("http", "ws") + "/ws") as socket:
             samples = await scrape(client)
             assert value(samples, "active_connections_total", type="websocket") == 1
@@ -231,7 +231,7 @@ async def test_restarts_stalls_and_drained_requests() -> None:
     engine, drain = FakeEngine(), Drain()
     engine.resumed = 3
     app = create_app(settings(), engine, drain=drain)
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         engine.status.set(EngineState.STALLED)
         stalled = await scrape(client)
         assert value(stalled, "gemma_engine_state", state="stalled") == 1

@@ -19,7 +19,7 @@ _LONGEST_LINE = 65536
 _PROGRESS_SECONDS = 1.0
 
 # An exception's last line, as vLLM's processes log it, and those that only point to another one.
-_EXCEPTION = re.compile(r"(?:^|\] |\\n|\")((?:\w+\.)*\w*(?:Error|Exception)): ((?:[^\"\\]|\\[^n])+)")
+_EXCEPTION = re.compile(r"(?:^|\] |\| |\\n|\")((?:\w+\.)*\w*(?:Error|Exception)): ((?:[^\"\\]|\\[^n])+)")
 _SECONDARY = re.compile(r"root cause|background process|stack trace")
 
 

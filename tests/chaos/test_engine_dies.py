@@ -120,7 +120,7 @@ async def test_it_fails_to_start_twice_then_starts(
     health = (await client.get("/health/ready")).json()
     away.rename(weights)
     assert health["status"] == "restarting"
-    assert "safetensors" in health["reason"]
+    assert "model weights" in health["reason"]
     assert not failures(await running, undisturbed)
     assert '"code":"engine_died"' in (await streamed).text.splitlines()[-2]
     assert (await whole).json()["usage"]["completion_tokens"] == 400

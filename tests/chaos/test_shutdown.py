@@ -131,7 +131,7 @@ async def test_a_rolling_restart_loses_no_request(tmp_path: Path) -> None:
                 await until(lambda: servers[index].text.count("POST") > mark, 60)  # noqa: B023
             restarted.set()
 
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{front}") as probe:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{front}", timeout=60) as probe:
             async with asyncio.timeout(60):  # until the balancer listens, and has seen both
                 while not await balanced(probe):
                     await asyncio.sleep(0.05)
