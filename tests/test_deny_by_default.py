@@ -229,5 +229,5 @@ def test_only_a_preflight_of_an_allowed_origin_passes(port: int) -> None:
 
 def test_the_public_list_is_what_it_should_be() -> None:
     assert json.dumps(sorted(PUBLIC)) == json.dumps(
-        ["/", "/docs", "/docs/assets/*", "/health/live", "/health/ready", "/openapi.json"]
+        ["/", "/docs", "/docs/assets/*", "/health", "/health/live", "/health/ready", "/openapi.json"]
     )
