@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import WebSocketRoute
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from . import __version__
@@ -23,11 +24,14 @@ from .api import health as health_api
 from .api import metrics as metrics_api
 from .api import models as models_api
 from .api import version as version_api
+from .api import ws as ws_api
 from .api.schemas import ChatCompletionBody, CompletionBody
 from .api.streaming import ClientDisconnected
+from .api.ws_request import MessageRequests
 from .api_keys import ApiKeys
 from .blocks import Blocks
 from .collector import ServerCollector
+from .connections import Connections
 from .drain import Drain
 from .engine.base import Engine, EngineStatus
 from .engine.lifecycle import VLLMEngine
@@ -48,6 +52,7 @@ from .middleware.trusted_host import TrustedHost
 from .middleware.unexpected_error import UnexpectedError
 from .models import Models
 from .rate_limit import RateLimiter
+from .sessions import Sessions
 from .settings import Settings
 from .stats import Stats
 from .storage import SharedStorage
@@ -80,8 +85,14 @@ def create_app(
     drain = drain or Drain()
     keys = ApiKeys(settings.security)
     storage = SharedStorage(settings.storage) if settings.storage.url else None
-    limiter = RateLimiter(settings, storage)
     blocks = Blocks(settings.security, storage)
+    limiter = RateLimiter(settings, storage, lambda client: blocks.strike(client.id, "limit"))
+    connections = Connections(settings.chat)
+    drain.on_refusing.append(connections.go_away)
+    drain.on_overdue.append(connections.give_up)
+    requests = MessageRequests(limiter, drain)
+    sessions = Sessions(settings.chat, storage)
+    chats = ws_api.Chats(settings, generator, models, sessions, connections, requests)
     stats = Stats(engine, admission, settings.log.stats_interval_seconds)
     metrics.registry.register(ServerCollector(engine, admission, drain, limiter, blocks, stats))
     health = Health(settings, engine, admission, drain, stats, metrics, storage)
@@ -101,6 +112,7 @@ def create_app(
             await stack.enter_async_context(keys.watched())
             await stack.enter_async_context(limiter.running())
             await stack.enter_async_context(blocks.shared())
+            await stack.enter_async_context(connections.swept())
             stack.push_async_callback(engine.stop)
             await engine.start()
             await stack.enter_async_context(stats.running())
@@ -125,6 +137,7 @@ def create_app(
     app.include_router(health_api.router(health))
     app.include_router(metrics_api.router(metrics.registry))
     app.include_router(version_api.router())
+    app.router.routes.append(WebSocketRoute("/ws", chats))
     docs.install(app, [ChatCompletionBody, CompletionBody])
     app.add_exception_handler(ServeError, _render_error)
     app.add_exception_handler(HTTPException, _render_http_error)
@@ -169,7 +182,7 @@ def middleware(
             required=security.keys_required,
             quotas=security.quotas,
         ),
-        Middleware(RateLimit, limiter=limiter, blocks=blocks, policy=policy),
+        Middleware(RateLimit, limiter=limiter, policy=policy),
         Middleware(BodyLimit, limit=settings.server.max_body_bytes),
     ]
 

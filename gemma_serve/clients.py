@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
@@ -38,3 +39,6 @@ class Client:
 
 current_client: ContextVar[Client | None] = ContextVar("current_client", default=None)
 """The sender of the request being served; None outside of one."""
+
+authenticate_again: ContextVar[Callable[[], Awaitable[Client]]] = ContextVar("authenticate_again")
+"""On a WebSocket: whose it is now. Raises what a new request would get, as where its key was revoked."""

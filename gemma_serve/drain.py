@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 
 class Drain:
@@ -18,6 +19,10 @@ class Drain:
         """Requests that have ended since it began."""
         self._idle = asyncio.Event()
         self._idle.set()
+        self.on_refusing: list[Callable[[], None]] = []
+        """Called when new requests are refused from now on: who holds connections open lets them go."""
+        self.on_overdue: list[Callable[[], None]] = []
+        """Called when the time is up for what still runs."""
 
     def enter(self) -> None:
         self.active += 1
@@ -34,9 +39,13 @@ class Drain:
         self.begun = True
         await asyncio.sleep(delay)
         self.refusing = True
+        for call in self.on_refusing:
+            call()
         try:
             async with asyncio.timeout(grace):
                 await self._idle.wait()
         except TimeoutError:
+            for call in self.on_overdue:
+                call()
             return False
         return True

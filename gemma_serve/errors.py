@@ -11,6 +11,7 @@
     │   └── ModelNotFound               model_not_found
     ├── MethodNotAllowed            405
     ├── RequestTimeout              408
+    ├── Conflict                    409
     ├── PayloadTooLarge             413
     ├── UnsupportedMediaType        415
     ├── HeadTooLarge                431
@@ -101,6 +102,10 @@ class HeadTooLarge(InvalidRequest):
 class RequestTimeout(InvalidRequest):
     status = 408
     code = "request_timeout"
+
+
+class Conflict(InvalidRequest):
+    status = 409
 
 
 class Unprocessable(InvalidRequest):

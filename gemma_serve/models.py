@@ -48,11 +48,20 @@ class Models:
                 "created": self._created,
                 "owned_by": "google",
                 "root": self._model.name,
-                "max_model_len": self._engine.model_length() or self._model.max_length,
+                "max_model_len": self.context_length(),
                 "aliases": list(self._model.aliases),
                 "state": str(self._engine.status.state),
             }
         ]
+
+    @property
+    def default(self) -> str:
+        """The model that answers who names none."""
+        return self._model.id
+
+    def context_length(self) -> int | None:
+        """In tokens, once it is known."""
+        return self._engine.model_length() or self._model.max_length
 
     def _allowed(self) -> bool:
         client = current_client.get()

@@ -6,24 +6,28 @@ import reprlib
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
 from ..errors import InvalidRequest, UnsupportedMediaType, field_path
 from ..settings import Settings
-from .schemas import Schema
 from .streaming import Patience
 
-S = TypeVar("S", bound=Schema)
+S = TypeVar("S", bound=BaseModel)
 
 
 async def read_body(request: Request, schema: type[S], max_depth: int) -> tuple[dict[str, Any], S]:
     """The body as the client sent it, and validated. Raises `InvalidRequest`, `UnsupportedMediaType`."""
     require_json(request)
     body = parse_json(await request.body(), max_depth)
+    return body, validated(schema, body)
+
+
+def validated(schema: type[S], body: dict[str, Any]) -> S:
+    """Raises `InvalidRequest` with the first fault."""
     try:
-        return body, schema.model_validate(body)
+        return schema.model_validate(body)
     except ValidationError as error:
         raise _explain(error) from error
 
@@ -61,20 +65,18 @@ def _is_json(content_type: str) -> bool:
     return media_type == "application/json" or media_type.endswith("+json")
 
 
-def parse_json(raw: bytes, max_depth: int) -> dict[str, Any]:
+def parse_json(raw: bytes, max_depth: int, what: str = "request body") -> dict[str, Any]:
     """A JSON object. orjson refuses invalid UTF-8, lone surrogates and NaN."""
     if not raw:
-        raise InvalidRequest("The request body is empty; send a JSON object.")
+        raise InvalidRequest(f"The {what} is empty; send a JSON object.")
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from error
+        raise InvalidRequest(f"The {what} is not valid JSON: {error}.", code="invalid_json") from error
     if not isinstance(body, dict):
-        raise InvalidRequest(f"The request body must be a JSON object, not {_JSON_NAMES[type(body)]}.")
+        raise InvalidRequest(f"The {what} must be a JSON object, not {_JSON_NAMES[type(body)]}.")
     if raw.count(b"{") + raw.count(b"[") > max_depth and _deeper(body, max_depth):
-        raise InvalidRequest(
-            f"The request body is nested deeper than {max_depth} levels.", code="invalid_json"
-        )
+        raise InvalidRequest(f"The {what} is nested deeper than {max_depth} levels.", code="invalid_json")
     # C code below the tokenizers takes NUL for the end of text. The search costs little next to parsing.
     if b"\\u0000" in raw and (path := _nul_path(body)) is not None:
         raise InvalidRequest(f"'{path}' holds a NUL character (U+0000); remove it.", param=path)
@@ -152,6 +154,8 @@ def _explain(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(
             f"Missing required parameter: '{path}'.", param=path, code="missing_required_parameter"
         )
+    if fault["type"] == "extra_forbidden":
+        return InvalidRequest(f"Unknown parameter: '{path:.100}'.", param=path, code="unknown_parameter")
     # A union fails once for each of its branches; the client may send any of them.
     wanted = " or ".join(
         dict.fromkeys(_wanted(other) for other in faults if field_path(other["loc"]) == path)
@@ -165,6 +169,8 @@ def _wanted(fault: ErrorDetails) -> str:
     match fault["type"]:
         case "too_short":
             return f"should have at least {fault['ctx']['min_length']} item"
+        case "string_too_short" | "string_too_long":
+            return str(fault["msg"]).replace("String should", "should")
         case "model_type" | "dict_type":
             return "should be an object"
         case "list_type":

@@ -71,10 +71,7 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         generator.require_room(size)  # before the body: who cannot serve it must not parse megabytes
         patience = patience_of(request, settings)
         body, checked = await read_body(request, schema, settings.limits.max_json_depth)
-        _check_parameters(body, settings.limits)
-        default_length(body, settings.limits)
-        size = len(await request.body())
-        work = _request(kind, body, models, size)
+        work = generation_request(kind, body, models, settings.limits, len(await request.body()))
         form = _stream_form(request)
         if form == "text" and (checked.n or 1) > 1:
             raise InvalidRequest(
@@ -134,7 +131,12 @@ def _stream_form(request: Request) -> Form:
     return {"text/plain": "text", "application/x-ndjson": "lines"}.get(first, "events")  # type: ignore[return-value]
 
 
-def _request(kind: Kind, body: dict[str, Any], models: Models, size: int) -> GenerationRequest:
+def generation_request(
+    kind: Kind, body: dict[str, Any], models: Models, limits: LimitsSettings, size: int
+) -> GenerationRequest:
+    """What the engine gets of a validated body of `size` bytes. Raises `ServeError`."""
+    _check_parameters(body, limits)
+    default_length(body, limits)
     model = models.resolve(body.get("model"))
     record = current_request.get()
     if record is not None:

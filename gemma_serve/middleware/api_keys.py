@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..api_keys import ApiKeys
 from ..blocks import Blocks
-from ..clients import Client, Quotas, current_client
+from ..clients import Client, Quotas, authenticate_again, current_client
 from ..errors import PermissionDenied, ServeError, Unauthenticated
 from ..logs import current_request
 from .policy import Policy
@@ -39,22 +39,24 @@ class Authentication:
             await self.app(scope, receive, send)
             return
         try:
-            client = await self._client(scope)
+            sent = _sent_key(scope)
+            client = await self._client(scope, sent)
         except ServeError as error:
             await refuse(error, scope, send)
             return
         if client.key is not None and (record := current_request.get()) is not None:
             record.key = client.key
+        if scope["type"] == "websocket":  # in a task, and so a context, of its own
+            authenticate_again.set(functools.partial(self._client, scope, sent))
         token = current_client.set(client)
         try:
             await self.app(scope, receive, send)
         finally:
             current_client.reset(token)
 
-    async def _client(self, scope: Scope) -> Client:
+    async def _client(self, scope: Scope, sent: str | None) -> Client:
         """Raises `Unauthenticated`, `PermissionDenied`, `Blocked`."""
         anonymous = self._anonymous((scope.get("client") or ("unknown",))[0])
-        sent = _sent_key(scope)
         if self._policy.is_public(scope):
             return anonymous
         needed = self._policy.scope_needed(scope["path"])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..drain import Drain
 from ..errors import ShuttingDown
+from .refuse import refuse
 
 _ANSWERED_TO_THE_END = ("/health", "/metrics")  # probes and scrapers ask how it goes on
 
@@ -25,6 +25,9 @@ class DrainRequests:
         if self._drain.refusing:
             await _refuse(scope, send)
             return
+        if scope["type"] == "websocket":  # each of its messages is a request
+            await self.app(scope, receive, send)
+            return
 
         async def send_closing(message: Message) -> None:
             if message["type"] == "http.response.start" and self._drain.begun:
@@ -40,11 +43,5 @@ class DrainRequests:
 
 
 async def _refuse(scope: Scope, send: Send) -> None:
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1001, "reason": "the server is shutting down"})
-        return
     error = ShuttingDown("The server is shutting down. Try again: another may take its place.", retry_after=1)
-    headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
-    headers += [(b"content-type", b"application/json"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": orjson.dumps(error.body())})
+    await refuse(error, scope, send, [(b"connection", b"close")])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..blocks import Blocks
 from ..clients import current_client
 from ..errors import ServeError
 from ..logs import current_request
@@ -16,10 +15,9 @@ from .refuse import refuse
 class RateLimit:
     """One `finally` ends every lease: answered, failed, client gone, engine dead, shutting down."""
 
-    def __init__(self, app: ASGIApp, limiter: RateLimiter, blocks: Blocks, policy: Policy) -> None:
+    def __init__(self, app: ASGIApp, limiter: RateLimiter, policy: Policy) -> None:
         self.app = app
         self._limiter = limiter
-        self._blocks = blocks
         self._policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -30,7 +28,6 @@ class RateLimit:
         try:
             lease = await self._limiter.admit(client)
         except RequestsExceeded as error:
-            await self._blocks.strike(client.id, "limit")
             await refuse(error, scope, send, error.lease.headers())
             return
         except ServeError as error:
@@ -51,8 +48,6 @@ class RateLimit:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                if message["status"] == 429:  # of tokens, which are known within
-                    await self._blocks.strike(client.id, "limit")
                 if headers := lease.headers():
                     message = {**message, "headers": [*message.get("headers", []), *headers]}
             elif not message.get("more_body", False):

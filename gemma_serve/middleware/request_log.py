@@ -9,9 +9,7 @@ import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..logs import RequestRecord, current_request
-
-logger = logging.getLogger("gemma_serve.request")
+from ..logs import RequestRecord, current_request, log_request
 
 # What may stand in a header, a log line and a file name alike; anything else is replaced by an id of ours.
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._~:@/+=-]{1,128}")
@@ -39,6 +37,7 @@ class RequestLog:
             nonlocal accepted
             if message["type"] in _STARTS:
                 record.status, accepted = message.get("status", 101), True
+                record.finished = message["type"] == "websocket.accept"  # it has no end that could be missed
                 headers = [*message.get("headers", []), (b"x-request-id", record.id.encode())]
                 message = {**message, "headers": headers}
             elif message["type"] == "websocket.close":
@@ -55,26 +54,8 @@ class RequestLog:
 
     def _log(self, scope: Scope, record: RequestRecord, seconds: float) -> None:
         level = logging.DEBUG if scope["path"].startswith(_PROBED) else logging.INFO
-        if not logger.isEnabledFor(level):
-            return
         client = (scope.get("client") or ("-",))[0]
-        method, path = scope.get("method", "WEBSOCKET"), _printable(scope)
-        message = f"{method} {path} - {client} - {record.final_status} - {seconds:.3f}s"
-        # Not `logger.log`: finding out which line of code logs costs more than all else here.
-        entry = logging.LogRecord(logger.name, level, __file__, 0, message, None, None)
-        entry.__dict__ |= {
-            "method": method,
-            "path": path,
-            "client": client,
-            "status": record.final_status,
-            "seconds": round(seconds, 6),
-            "model": record.model,
-            "key": record.key,
-            "prompt_tokens": record.prompt_tokens,
-            "completion_tokens": record.completion_tokens,
-            "time_to_first_token": record.time_to_first_token,
-        }
-        logger.handle(entry)
+        log_request(scope.get("method", "WEBSOCKET"), _printable(scope), client, record, seconds, level)
 
 
 def _request_id(scope: Scope) -> str:

@@ -29,9 +29,15 @@ T = TypeVar("T")
 
 
 class RateLimiter:
-    """Counts in `storage`, or in this process where there is none."""
+    """Counts in `storage`, or in this process where there is none. `on_excess` hears who met a limit."""
 
-    def __init__(self, settings: Settings, storage: SharedStorage | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        storage: SharedStorage | None = None,
+        on_excess: Callable[[Client], Awaitable[None]] = lambda client: asyncio.sleep(0),
+    ) -> None:
+        self._on_excess = on_excess
         self._seconds = settings.security.rate_limit_window_seconds
         self._storage = storage
         self.id = uuid.uuid4().hex
@@ -50,6 +56,13 @@ class RateLimiter:
 
     async def admit(self, client: Client) -> Lease:
         """Settle the lease however the request ends. Raises `RateLimited`, or `StorageAway` if so set."""
+        try:
+            return await self._admit(client)
+        except RateLimited:
+            await self._on_excess(client)
+            raise
+
+    async def _admit(self, client: Client) -> Lease:
         lease = Lease(self, client)
         if client.quotas.requests_per_minute:
             lease.window = window = await self._unless_away(self._requests().hit(client), None)
@@ -78,6 +91,13 @@ class RateLimiter:
 
     async def reserve(self, lease: Lease, tokens: int) -> None:
         """Raises `RateLimited`."""
+        try:
+            await self._reserve(lease, tokens)
+        except RateLimited:
+            await self._on_excess(lease.client)
+            raise
+
+    async def _reserve(self, lease: Lease, tokens: int) -> None:
         quotas = lease.client.quotas
         for limit, period in ((quotas.tokens_per_minute, "minute"), (quotas.tokens_per_day, "day")):
             if limit and tokens > limit:

@@ -5,6 +5,7 @@ named by `--config` or `GEMMA_CONFIG`, the defaults in `sections.py`. README's t
 """
 
 from .sections import (
+    ChatSettings,
     LimitsSettings,
     ModelSettings,
     QueueSettings,
@@ -32,6 +33,7 @@ DEMO_MODEL = "gemma-demo"
 
 __all__ = [
     "DEMO_MODEL",
+    "ChatSettings",
     "LimitsSettings",
     "ModelSettings",
     "QueueSettings",

@@ -70,7 +70,8 @@ class ServerSettings(Section):
     tls_private_key: FilePath | None = None
     """PEM file of the certificate's key, not encrypted."""
     keep_alive_seconds: float = Field(default=15, ge=0)
-    """Silence in a stream of events after which a comment is sent, so that no proxy cuts it; 0 sends none."""
+    """Silence after which a stream gets a comment, and time between a WebSocket's pings, so no proxy cuts
+    them; 0 sends none."""
     drain_delay_seconds: float = Field(default=0, ge=0)
     """After SIGTERM, how long new requests are served while `/health/ready` is 503: load balancers lag."""
     shutdown_timeout_seconds: float = Field(default=30, ge=0)
@@ -261,6 +262,31 @@ class CacheSettings(Section):
         if value:
             raise ValueError("the response cache is not built yet")
         return value
+
+
+class ChatSettings(Section):
+    max_connections: int = Field(default=5_000, ge=1)
+    """Most WebSockets at the same time; further ones get 503."""
+    max_connections_per_client: int = Field(default=1_000, ge=0)
+    """Most WebSockets of one key, or of one address where there is no key; 0 is no limit."""
+    idle_timeout_seconds: float = Field(default=3_600, gt=0)
+    """Silence of its client after which a WebSocket is closed; its session can be resumed."""
+    max_message_bytes: int = Field(default=1_000_000, ge=1_000)
+    """Largest message of a WebSocket's client in bytes; a longer one is an error."""
+    max_history_messages: int = Field(default=1_000, ge=2)
+    """Most messages that a session remembers; the oldest are dropped."""
+    max_history_bytes: int = Field(default=1_000_000, ge=1_000)
+    """Most bytes that a session remembers; the oldest messages are dropped."""
+    max_sessions_bytes: int = Field(default=268_435_456, ge=1_000_000)
+    """Most bytes of sessions in this process's memory; those not used for longest are dropped."""
+    session_ttl_seconds: int = Field(default=86_400, ge=1)
+    """How long a session is kept after its last use."""
+
+    @model_validator(mode="after")
+    def _a_session_fits(self) -> Self:
+        if self.max_history_bytes > self.max_sessions_bytes // 2:
+            raise ValueError("chat.max_history_bytes must be at most half of chat.max_sessions_bytes")
+        return self
 
 
 class LogSettings(Section):

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from ..engine_fields import ENGINE_FIELDS
 from .sections import (
     CacheSettings,
+    ChatSettings,
     HealthSettings,
     LimitsSettings,
     LogSettings,
@@ -41,6 +42,7 @@ class Settings(BaseSettings):
     performance: PerformanceSettings = PerformanceSettings()
     storage: StorageSettings = StorageSettings()
     cache: CacheSettings = CacheSettings()
+    chat: ChatSettings = ChatSettings()
     limits: LimitsSettings = LimitsSettings()
     queue: QueueSettings = QueueSettings()
     health: HealthSettings = HealthSettings()

@@ -1,0 +1,359 @@
+"""`/ws`: one chat over a WebSocket. README has its protocol, `chat_protocol.py` its messages.
+
+A connection that waits costs its frames and an id: its session has the history, one sweep looks after all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import Message, Receive, Scope, Send
+
+from ..chat_protocol import (
+    GOING_AWAY,
+    LONGEST_ID,
+    POLICY_VIOLATION,
+    REQUESTS,
+    SUBPROTOCOL,
+    Data,
+    Envelope,
+    Load,
+    Regenerate,
+    Resume,
+    System,
+    error_data,
+    message,
+)
+from ..clients import Client, current_client
+from ..connections import Connections, Reason
+from ..errors import (
+    Conflict,
+    DeadlineExceeded,
+    InvalidRequest,
+    PayloadTooLarge,
+    ServeError,
+    ShuttingDown,
+)
+from ..generation import Generator
+from ..logs import RequestRecord, current_request
+from ..models import Models
+from ..sessions import Session, Sessions
+from ..settings import Settings
+from .body import parse_json, validated
+from .ws_answer import Answer
+from .ws_request import ClientLeft, MessageRequest, MessageRequests, Reply
+
+logger = logging.getLogger(__name__)
+
+_MOST_FAULTS, _FAULT_SECONDS = 10.0, 60.0
+_CHEAP = 0.1  # of a fault: what is neither limited nor logged must not be free
+
+
+@dataclass(frozen=True, slots=True)
+class Chats:
+    """The ASGI application behind `/ws`, and what its connections share."""
+
+    settings: Settings
+    generator: Generator
+    models: Models
+    sessions: Sessions
+    connections: Connections
+    requests: MessageRequests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = current_client.get()
+        assert client is not None  # authentication has let it in
+        connection = ChatConnection(self, client, scope, receive, send)
+        self.connections.enter(connection)
+        try:
+            await connection.run(SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None)
+        finally:
+            self.connections.leave(connection)
+
+
+class ChatConnection:
+    __slots__ = (
+        "_address",
+        "_answer",
+        "_chats",
+        "_closed",
+        "_faults",
+        "_faults_at",
+        "_id",
+        "_leaving",
+        "_number",
+        "_receive",
+        "_remembered",
+        "_send_event",
+        "_session_id",
+        "_stop",
+        "_stoppable",
+        "client",
+        "last_used",
+    )
+
+    def __init__(self, chats: Chats, client: Client, scope: Scope, receive: Receive, send: Send) -> None:
+        record = current_request.get()
+        self.client = client
+        self.last_used = time.monotonic()
+        self._address = (scope.get("client") or ("-",))[0]
+        self._answer: asyncio.Task[None] | None = None
+        self._chats = chats
+        self._closed = False
+        self._faults = self._faults_at = 0.0
+        self._id = record.id if record else "ws"
+        self._leaving: asyncio.Task[None] | None = None
+        self._number = 0
+        self._receive = receive
+        self._remembered = 0  # messages of the session, as far as this client knows
+        self._send_event = send
+        self._session_id = Sessions.new_id()
+        self._stop: ServeError | bool = False  # why the running answer is to end; True: its client wishes it
+        self._stoppable = False
+
+    async def run(self, subprotocol: str | None) -> None:
+        """Until the connection ends."""
+        if (await self._receive())["type"] != "websocket.connect":
+            return
+        try:
+            await self._emit({"type": "websocket.accept", "subprotocol": subprotocol})
+            await self._send(self._state(None, Session("")))
+            while not self._closed and (event := await self._receive())["type"] == "websocket.receive":
+                if self._answer is None:
+                    self.last_used = time.monotonic()
+                await self._take(event)
+        except ClientLeft:
+            pass
+        finally:
+            self._closed = True
+            if self._answer is not None:
+                self._answer.cancel()
+                await asyncio.wait({self._answer})
+
+    # --- messages in
+
+    async def _take(self, event: Message) -> None:
+        message_id: str | None = None
+        try:
+            body = self._parse(event)
+            if isinstance(given := body.get("id"), str) and len(given) <= LONGEST_ID:
+                message_id = given
+            kind = validated(Envelope, body).type
+            if (schema := REQUESTS.get(kind)) is None:
+                raise InvalidRequest(
+                    f"There is no message type {kind!r:.50}; there are {', '.join(REQUESTS)}.",
+                    param="type",
+                    code="unknown_type",
+                )
+            data = validated(schema, body.get("data") or {})
+        except ServeError as error:
+            await self._send(self._error(message_id, error))
+            await self._fault()
+            return
+        await self._dispatch(kind, message_id, data)
+
+    def _parse(self, event: Message) -> dict[str, Any]:
+        if (text := event.get("text")) is None:
+            raise InvalidRequest("Send text frames: binary ones have no meaning here.", code="binary_frame")
+        raw = text.encode()
+        if len(raw) > (most := self._chats.settings.chat.max_message_bytes):
+            raise PayloadTooLarge(f"The message has {len(raw):,} bytes; at most {most:,}.")
+        return parse_json(raw, self._chats.settings.limits.max_json_depth, "message")
+
+    async def _dispatch(self, kind: str, message_id: str | None, data: Data) -> None:
+        refusal: ServeError | None = None
+        if kind == "ping":
+            await self._say("pong", message_id, {})
+            return await self._fault(_CHEAP)
+        if kind == "cancel":
+            if self._stop_answer(True):
+                return await self._fault(_CHEAP)
+            refusal = Conflict("No answer is running.", code="no_answer_running")
+        elif self._leaving is not None:
+            refusal = ShuttingDown("This connection is closing. Connect again.", retry_after=1)
+        elif self._answer is not None and kind != "history":
+            refusal = Conflict("An answer is running. Wait for its end, or cancel it.", code="answer_running")
+        if refusal is not None:
+            await self._send(self._error(message_id, refusal))
+            return await self._fault(_CHEAP)
+        if isinstance(data, Regenerate):
+            return await self._start_answer(kind, message_id, data)
+        work = self._request(kind, message_id, lambda record: self._change(kind, message_id, data))
+        await asyncio.create_task(self._chats.requests.run(work))
+
+    def _request(
+        self,
+        kind: str,
+        message_id: str | None,
+        work: Callable[[RequestRecord], Awaitable[Reply]],
+        **more: Any,
+    ) -> MessageRequest:
+        self._number += 1
+
+        def failed(error: ServeError) -> bytes:
+            return self._error(message_id, error)
+
+        request_id = f"{self._id}-{self._number}"
+        return MessageRequest(kind, request_id, self._address, work, failed, self._reply, **more)
+
+    async def _fault(self, weight: float = 1.0) -> None:
+        """Count a wrong message; who sends many within a minute is left."""
+        now = time.monotonic()
+        forgotten = (now - self._faults_at) * _MOST_FAULTS / _FAULT_SECONDS
+        self._faults, self._faults_at = max(0.0, self._faults - forgotten) + weight, now
+        if self._faults > _MOST_FAULTS:
+            await self._close(POLICY_VIOLATION, "too many wrong messages")
+
+    # --- the session
+
+    async def _change(self, kind: str, message_id: str | None, data: Data) -> Reply:
+        """Answer what needs no engine."""
+        sessions, owner = self._chats.sessions, _owner()
+        if kind == "history":
+            session = await sessions.find(self._session_id, owner) or Session(owner)
+            history = {"system": session.system, "messages": session.messages}
+            return Reply(self._message("history", message_id, history))
+        if isinstance(data, Resume):
+            if data.session_id is None:
+                self._session_id, session = sessions.new_id(), Session(owner)
+            else:
+                session = await sessions.resume(data.session_id, owner)
+                self._session_id = data.session_id
+        elif isinstance(data, System):
+            session = await sessions.edit(self._session_id, owner, system=data.message)
+        elif isinstance(data, Load):
+            messages = [one.model_dump() for one in data.messages]
+            session = await sessions.edit(self._session_id, owner, system=data.system, messages=messages)
+        else:
+            session = await sessions.edit(self._session_id, owner, messages=[])
+        self._remembered = len(session.messages)
+        return Reply(self._state(message_id, session))
+
+    # --- answers
+
+    async def _start_answer(self, kind: str, message_id: str | None, data: Regenerate) -> None:
+        chats = self._chats
+        answer = Answer(data, self._remembered, chats.generator, chats.models, chats.settings)
+
+        def stopped(record: RequestRecord) -> Reply | None:
+            if isinstance(self._stop, ServeError):
+                return Reply(self._error(message_id, self._stop), self._stop.status)
+            told = self._message("cancelled", message_id, answer.data(record, "cancelled"))
+            return Reply(told, 499) if self._stop else None
+
+        self._stop, self._stoppable = False, True
+        self.last_used = math.inf
+        request = self._request(
+            kind, message_id, lambda record: self._write(answer, message_id, record), stopped=stopped
+        )
+        self._answer = asyncio.create_task(chats.requests.run(request))
+        self._answer.add_done_callback(self._answer_ended)
+        await asyncio.sleep(0)  # until it has begun: what is cancelled before that never hears of it
+
+    async def _write(self, answer: Answer, message_id: str | None, record: RequestRecord) -> Reply:
+        chats, session_id, owner = self._chats, self._session_id, _owner()
+        seconds = chats.settings.limits.request_timeout_seconds or None
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                session = await chats.sessions.find(session_id, owner)
+                forgotten = 0 if session else self._remembered  # expired, or crowded out
+                if dropped := await answer.prepare(session or Session(owner)) + forgotten:
+                    left = {"dropped": dropped, "messages": answer.history_messages}
+                    await self._say("trimmed", message_id, left)
+                await answer.write(self._send, session_id, message_id)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(f"The answer was not finished within {seconds:g} s.") from None
+        finally:
+            self._stoppable = False
+            await answer.keep(chats.sessions, session_id, owner)
+            self._remembered = answer.messages
+        return Reply(self._message("message", message_id, answer.data(record)))
+
+    def _stop_answer(self, why: ServeError | bool) -> bool:
+        """Whether there was one that could still be stopped."""
+        if self._answer is None or not self._stoppable:
+            return False
+        self._stop, self._stoppable = why, False
+        self._answer.cancel()
+        return True
+
+    def _answer_ended(self, task: asyncio.Task[None]) -> None:
+        self._answer = None
+        self.last_used = time.monotonic()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("A WebSocket's answer failed unexpectedly", exc_info=error)
+
+    # --- what the sweep and the server's end ask for
+
+    def go_away(self, reason: Reason) -> None:
+        if self._leaving is None:
+            self._leaving = asyncio.create_task(self._leave(reason))
+
+    async def _leave(self, reason: Reason) -> None:
+        with self._chats.requests.drained():
+            try:
+                await self._say("going_away", None, {"reason": reason})
+                if self._answer is not None:
+                    await asyncio.wait({self._answer})
+                await self._close(GOING_AWAY)
+            except ClientLeft:
+                pass
+
+    def give_up(self) -> None:
+        self._stop_answer(ShuttingDown("The server is shutting down and could not finish this answer."))
+
+    # --- messages out
+
+    def _state(self, message_id: str | None, session: Session) -> bytes:
+        chats = self._chats
+        data = {
+            "model": chats.models.default,
+            "context_length": chats.models.context_length(),
+            "system": session.system,
+            "messages": len(session.messages),
+            "ttl_seconds": chats.settings.chat.session_ttl_seconds,
+        }
+        return self._message("session", message_id, data)
+
+    def _error(self, message_id: str | None, error: ServeError) -> bytes:
+        return self._message("error", message_id, error_data(error))
+
+    def _message(self, kind: str, message_id: str | None, data: dict[str, Any]) -> bytes:
+        return message(kind, self._session_id, message_id, data)
+
+    async def _say(self, kind: str, message_id: str | None, data: dict[str, Any]) -> None:
+        await self._send(self._message(kind, message_id, data))
+
+    async def _reply(self, reply: Reply) -> None:
+        await self._send(reply.text)
+        if reply.close is not None:
+            await self._close(reply.close)
+
+    async def _send(self, text: bytes) -> None:
+        """Waits while the client does not read, which http_protocol.py ends. Raises `ClientLeft`."""
+        await self._emit({"type": "websocket.send", "text": text.decode()})
+
+    async def _close(self, code: int, reason: str = "") -> None:
+        await self._emit({"type": "websocket.close", "code": code, "reason": reason})
+        self._closed = True
+
+    async def _emit(self, event: Message) -> None:
+        if self._closed:
+            raise ClientLeft
+        try:
+            await self._send_event(event)
+        except (OSError, RuntimeError) as error:  # uvicorn's, where it has closed the connection by itself
+            raise ClientLeft from error
+
+
+def _owner() -> str:
+    client = current_client.get()
+    return (client and client.key) or ""

@@ -1,0 +1,160 @@
+"""One answer of a WebSocket chat: the session's history into a prompt, and its answer into the session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ..chat_history import token_bound, within_context, within_limits
+from ..chat_protocol import Chat, Regenerate, token, token_head
+from ..engine.base import Delta, Usage
+from ..errors import InvalidRequest
+from ..generation import Generator
+from ..logs import RequestRecord
+from ..models import Models
+from ..sessions import Session, Sessions
+from ..settings import Settings
+from .body import validated
+from .generate import generation_request
+from .schemas import ChatCompletionBody
+
+Send = Callable[[bytes], Awaitable[None]]
+
+
+class Answer:
+    """`prepare`, `write`, then `keep`, however it ended; `data` tells what there is of it."""
+
+    def __init__(
+        self, request: Regenerate, messages: int, generator: Generator, models: Models, settings: Settings
+    ) -> None:
+        self._request = request
+        self._generator = generator
+        self._models = models
+        self._settings = settings
+        self._started = time.perf_counter()
+        self._history: list[dict[str, str]] = []
+        self._question = ""
+        self._system: str | None = None
+        self._version = 0
+        self._usage = Usage()
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._finish_reason: str | None = None
+        self.messages = messages
+        """How many the session has now."""
+
+    @property
+    def history_messages(self) -> int:
+        """How many go into the prompt besides the question."""
+        return len(self._history)
+
+    async def prepare(self, session: Session) -> int:
+        """Take history and question. Returns how many old messages were dropped. Raises `ServeError`."""
+        chat, request = self._settings.chat, self._request
+        history = list(session.messages)
+        bound = session.tokens
+        if isinstance(request, Chat):
+            if request.keep is not None:
+                if request.keep > len(history):
+                    message = f"'keep' is {request.keep}; the history has {len(history)} messages."
+                    raise InvalidRequest(message, param="keep", code="invalid_value")
+                del history[request.keep :]
+            self._question = request.message
+        else:
+            while history and history[-1]["role"] == "assistant":
+                history.pop()
+            if not history:
+                raise InvalidRequest("There is no question to answer again.", code="nothing_to_regenerate")
+            self._question = history.pop()["content"]
+        self.messages = len(session.messages)
+        self._version, self._system, self._history = session.version, session.system, history
+        dropped = within_limits(history, self._question, chat.max_history_messages, chat.max_history_bytes)
+        if not bound or len(history) != len(session.messages):
+            bound = token_bound(self._system, *(message["content"] for message in history))
+        bound += token_bound(self._question)
+        if (context := self._models.context_length()) is not None:
+            answer = request.max_completion_tokens or request.max_tokens
+            answer = answer if isinstance(answer, int) else None
+            dropped += await within_context(history, bound, answer, context, self._count)
+        return dropped
+
+    async def write(self, send: Send, session_id: str, message_id: str | None) -> None:
+        """Generate; each part goes through `send` as a `token`, if they are wanted. Raises `ServeError`."""
+        body: dict[str, Any] = {"messages": self._prompt(), "stream": True, **self._request.parameters()}
+        validated(ChatCompletionBody, body)
+        size = sum(len(message["content"]) for message in body["messages"])
+        work = generation_request("chat", body, self._models, self._settings.limits, size)
+        stream = await self._generator.stream(work)
+        text_head = token_head(session_id, message_id)
+        reasoning_head = token_head(session_id, message_id, "reasoning")
+        wanted = self._request.stream
+        try:
+            self._usage = stream.tokens.usage
+            async for deltas in stream:
+                for delta in deltas:
+                    text, reasoning = self._add(delta)
+                    if wanted and reasoning:
+                        await send(token(reasoning_head, reasoning))
+                    if wanted and text:
+                        await send(token(text_head, text))
+        finally:
+            await stream.aclose()
+            self._usage = stream.tokens.usage
+
+    def _add(self, delta: Delta) -> tuple[str, str]:
+        """(text, reasoning) of it."""
+        text, reasoning = delta.text, ""
+        if delta.delta is not None:
+            text = delta.delta.get("content") or ""
+            reasoning = delta.delta.get("reasoning") or delta.delta.get("reasoning_content") or ""
+        if text:
+            self._text.append(text)
+        if reasoning:
+            self._reasoning.append(reasoning)
+        self._finish_reason = delta.finish_reason or self._finish_reason
+        return text, reasoning
+
+    async def keep(self, sessions: Sessions, session_id: str, owner: str) -> None:
+        """Put question and answer into the session. An answer without text leaves no trace."""
+        text = "".join(self._text)
+        if not text:
+            return
+        turn = [{"role": "user", "content": self._question}, {"role": "assistant", "content": text}]
+
+        def change(session: Session) -> None:
+            if session.version == self._version:
+                session.messages = self._history + turn
+                session.tokens = self._usage.prompt_tokens + self._usage.completion_tokens
+            else:  # another connection has changed it meanwhile
+                session.messages += turn
+                session.tokens = 0
+            self.messages = len(session.messages)
+
+        await sessions.update(session_id, owner, change)
+
+    def data(self, record: RequestRecord, finish_reason: str | None = None) -> dict[str, Any]:
+        """Of a `message` or a `cancelled`."""
+        return {
+            "role": "assistant",
+            "content": "".join(self._text),
+            "reasoning": "".join(self._reasoning) or None,
+            "finish_reason": finish_reason or self._finish_reason,
+            "usage": self._usage.body(),
+            "model": record.model,
+            "request_id": record.id,
+            "seconds": round(time.perf_counter() - self._started, 6),
+            "time_to_first_token": record.time_to_first_token,
+            "messages": self.messages,
+        }
+
+    def _prompt(self) -> list[dict[str, str]]:
+        system = [{"role": "system", "content": self._system}] if self._system else []
+        return [*system, *self._history, {"role": "user", "content": self._question}]
+
+    async def _count(self) -> int:
+        """Tokens of the prompt as it is, by the model's own template and tokenizer."""
+        body = {"model": self._models.resolve(self._request.model), "messages": self._prompt()}
+        answer = await self._generator.relay("tokenize", body, 0)
+        assert isinstance(answer, dict)
+        return int(answer["count"])

@@ -1,0 +1,108 @@
+"""A message of a WebSocket as a request: authenticated, limited, logged and drained as one over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..chat_protocol import POLICY_VIOLATION, SERVER_FAILED
+from ..clients import authenticate_again, current_client
+from ..drain import Drain
+from ..errors import PermissionDenied, ServeError, Unauthenticated
+from ..logs import RequestRecord, current_request, log_request
+from ..rate_limit import Lease, RateLimiter, current_lease
+
+logger = logging.getLogger(__name__)
+
+
+class ClientLeft(Exception):
+    """Nobody is left to tell."""
+
+
+class Reply(NamedTuple):
+    text: bytes
+    status: int = 200
+    close: int | None = None
+    """The code to close with, if it is the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRequest:
+    kind: str
+    id: str
+    address: str
+    """Of the client."""
+    work: Callable[[RequestRecord], Awaitable[Reply]]
+    """Answers the message. Raises `ServeError`, `ClientLeft`."""
+    failed: Callable[[ServeError], bytes]
+    """Tells an error."""
+    send: Callable[[Reply], Awaitable[None]]
+    """Raises `ClientLeft`."""
+    stopped: Callable[[RequestRecord], Reply | None] = lambda record: None
+    """What to tell when the request was cancelled; None where nobody hears it."""
+
+
+class MessageRequests:
+    """Runs them, each in a task of its own, which gives it a context."""
+
+    def __init__(self, limiter: RateLimiter, drain: Drain) -> None:
+        self._limiter = limiter
+        self._drain = drain
+
+    @contextlib.contextmanager
+    def drained(self) -> Iterator[None]:
+        """Within it the server's end waits."""
+        self._drain.enter()
+        try:
+            yield
+        finally:
+            self._drain.leave()
+
+    async def run(self, request: MessageRequest) -> None:
+        """From its key to its line in the log."""
+        started = time.perf_counter()
+        record = RequestRecord(request.id)
+        current_request.set(record)
+        with self.drained():
+            try:
+                reply = await self._reply(request, record)
+                await request.send(reply)
+                record.status, record.finished = reply.status, True
+            except ClientLeft:
+                pass
+            finally:
+                seconds = time.perf_counter() - started
+                log_request("WEBSOCKET", f"/ws {request.kind}", request.address, record, seconds)
+
+    async def _reply(self, request: MessageRequest, record: RequestRecord) -> Reply:
+        lease: Lease | None = None
+        try:
+            client = await authenticate_again.get()()
+            current_client.set(client)
+            record.key = client.key
+            lease = await self._limiter.admit(client)
+            current_lease.set(lease)
+            return await request.work(record)
+        except ClientLeft:
+            raise
+        except asyncio.CancelledError:
+            task, reply = asyncio.current_task(), request.stopped(record)
+            if reply is None or task is None:
+                raise
+            task.uncancel()
+            return reply
+        except ServeError as error:
+            gone = lease is None and isinstance(error, Unauthenticated | PermissionDenied)
+            return Reply(request.failed(error), error.status, POLICY_VIOLATION if gone else None)
+        except Exception:
+            logger.exception("A WebSocket's message failed unexpectedly")
+            failure = ServeError("The server failed on this message; its log says why.")
+            return Reply(request.failed(failure), failure.status, SERVER_FAILED)
+        finally:
+            if lease is not None:  # before the client knows, which may send its next message at once
+                await lease.settle(record.prompt_tokens, record.completion_tokens)
