@@ -28,7 +28,7 @@ def protocols(limits: ServerSettings) -> dict[str, Any]:
         "ws": type("WebSocket", (WebSocketProtocol,), members),
         "ws_max_size": limits.max_body_bytes,
         "ws_per_message_deflate": False,  # would gain little on tokens, and keep a window for each client
-        "ws_ping_interval": limits.keep_alive_seconds or None,
+        "ws_ping_interval": limits.ping_seconds or None,
         "ws_ping_timeout": limits.write_timeout_seconds,
         "timeout_keep_alive": limits.idle_timeout_seconds,
     }

@@ -72,8 +72,9 @@ class ServerSettings(Section):
     tls_private_key: FilePath | None = None
     """PEM file of the certificate's key, not encrypted."""
     keep_alive_seconds: float = Field(default=15, ge=0)
-    """Silence after which a stream gets a comment, and time between a WebSocket's pings, so no proxy cuts
-    them; 0 sends none."""
+    """Silence in a stream of events after which a comment is sent, so that no proxy cuts it; 0 sends none."""
+    ping_seconds: float = Field(default=45, ge=0)
+    """Time between pings on a WebSocket, against proxies that cut it and to notice dead clients; 0 sends none."""
     drain_delay_seconds: float = Field(default=0, ge=0)
     """After SIGTERM, how long new requests are served while `/health/ready` is 503: load balancers lag."""
     shutdown_timeout_seconds: float = Field(default=30, ge=0)
