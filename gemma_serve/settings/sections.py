@@ -74,7 +74,7 @@ class ServerSettings(Section):
     keep_alive_seconds: float = Field(default=15, ge=0)
     """Silence in a stream of events after which a comment is sent, so that no proxy cuts it; 0 sends none."""
     ping_seconds: float = Field(default=45, ge=0)
-    """Time between pings on a WebSocket, against proxies that cut it and to notice dead clients; 0 sends none."""
+    """Time between pings on a WebSocket, so that no proxy cuts it and dead clients show; 0 sends none."""
     drain_delay_seconds: float = Field(default=0, ge=0)
     """After SIGTERM, how long new requests are served while `/health/ready` is 503: load balancers lag."""
     shutdown_timeout_seconds: float = Field(default=30, ge=0)

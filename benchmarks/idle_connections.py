@@ -1,6 +1,6 @@
 """What idle WebSockets cost: memory of each, and CPU per token of the chats beside them.
 
-    python benchmarks/websockets.py [--idle 2000] [--active 50] [--seconds 30] [--rounds 3]
+    python benchmarks/idle_connections.py [--idle 2000] [--active 50] [--seconds 30] [--rounds 3]
 
 Starts the server with the embedded model. In each round the active clients chat without the idle ones and
 then with them; the CPU is that of the server's process, without the engine's. Memory is what its resident
