@@ -56,7 +56,7 @@ def file(tmp_path: Path) -> Path:
 def with_echo(app: FastAPI) -> FastAPI:
     """And a WebSocket, which tells who it thinks the client is."""
 
-    @app.websocket("/ws")
+    @app.websocket("/echo")
     async def echo(socket: WebSocket) -> None:
         offered = socket.scope["subprotocols"]
         await socket.accept(offered[0] if offered else None)
@@ -176,7 +176,7 @@ async def test_websockets_are_refused_before_they_are_accepted(file: Path) -> No
 
 async def test_websockets_take_a_header_or_a_subprotocol_which_is_not_repeated(file: Path) -> None:
     async with serving(protected(file)) as url:
-        ws = url.replace("http", "ws") + "/ws"
+        ws = url.replace("http", "ws") + "/echo"
         async with websockets.connect(ws, additional_headers=bearer(KEY)) as socket:
             assert await socket.recv() == '["alice",[]]'
         offered: Any = ["chat", f"openai-insecure-api-key.{KEY}"]

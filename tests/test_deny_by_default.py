@@ -22,7 +22,6 @@ from gemma_serve.settings import SecuritySettings, ServerSettings
 
 from . import test_app
 from .fake_engine import FakeEngine
-from .test_api_keys import with_echo
 
 KEY = "sk-fuzz-0123456789abcdef"
 PUBLIC = set(SecuritySettings().public_paths)
@@ -32,7 +31,7 @@ PUBLIC = set(SecuritySettings().public_paths)
 def port() -> Iterator[int]:
     """A server of which every path exists, so that only the key can be what refuses."""
     config = {"api_keys": [KEY], "block_after_failures": 0, "allowed_origins": ["https://a.example"]}
-    app = with_echo(create_app(test_app.settings(security=config), FakeEngine()))
+    app = create_app(test_app.settings(security=config), FakeEngine())
     with_everything(app)
     uvicorn_config = uvicorn.Config(
         app, port=0, log_config=None, proxy_headers=False, **protocols(ServerSettings())

@@ -69,7 +69,7 @@ def message(**fields: Any) -> dict[str, Any]:
         ({"structured_outputs": 5}, None, "wrong type"),
         ({"structured_outputs": {"regex": "((("}}, None, "regex"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4 items"),
-        ({"stream": True, "stream_options": {"include_usag": True}}, "stream_options.include_usag", "Extra inputs"),
+        ({"stream": True, "stream_options": {"include_usag": True}}, "stream_options.include_usag", "Unknown parameter"),
         ({"structured_outputs": {"json": {"$ref": "#"}}}, None, ""),
         ({"structured_outputs": {"grammar": "root ::= root"}}, None, ""),
         ({"vllm_xargs": {"kv_transfer_params": "x"}}, "vllm_xargs", "must not hold"),

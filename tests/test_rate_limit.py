@@ -30,7 +30,7 @@ from gemma_serve.storage import SharedStorage, StorageAway
 
 from .conftest import running_redis, serving, start, until
 from .fake_engine import FakeEngine
-from .test_api_keys import bearer, with_echo
+from .test_api_keys import bearer
 from .test_app import CHAT
 from .test_cli import run
 
@@ -275,7 +275,7 @@ async def test_an_ipv6_network_is_one_client() -> None:
 
 
 async def test_websockets_are_limited() -> None:
-    app = with_echo(create_app(settings(rate_limit_per_minute=1, max_in_flight=1), FakeEngine()))
+    app = create_app(settings(rate_limit_per_minute=1, max_in_flight=1), FakeEngine())
     async with serving(app) as url:
         ws = url.replace("http", "ws") + "/ws"
         async with websockets.connect(ws) as socket:
