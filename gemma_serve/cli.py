@@ -1,4 +1,4 @@
-"""`gemma-server`: serve, check, keys."""
+"""`gemma-server`: serve, check, keys, chat."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from . import __version__, cli_keys
+from . import __version__, cli_chat, cli_keys
 from .errors import StartupError
 from .settings import Settings, fields, load_with_sources, masked, source_of, variable_name
 
@@ -81,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli_keys.add_commands(keys)
+    chat = commands.add_parser(
+        "chat",
+        help="chat with a running server, in the terminal",
+        description="Chat with a running server.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cli_chat.add_arguments(chat)
     return parser
 
 

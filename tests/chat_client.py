@@ -37,7 +37,7 @@ class ChatClient:
 
     async def replies(self) -> list[Reply]:
         """Up to the first that ends an answer."""
-        found = []
+        found: list[Reply] = []
         while not found or found[-1]["type"] in ("token", "trimmed"):
             found.append(await self.recv())
         return found
