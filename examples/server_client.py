@@ -1,4 +1,4 @@
-"""A tour of a running gemma_serve with the `openai` package; see `--help`.
+"""A tour of a running gemma_serve with the `openai` and `websockets` packages; see `--help`.
 
 To add a part: write a function that takes a `Tour`, prints with `say` and raises `Failed` (or lets the
 client's exception out) when the server is wrong, and put it in `PARTS`.
@@ -16,19 +16,21 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 try:
     import httpx
     import openai
+    import websockets.sync.client
 except ImportError as error:
-    sys.exit(f"server_client: {error}. Run `pip install openai`, or use .venv/bin/python.")
+    sys.exit(f"server_client: {error}. Run `pip install openai websockets`, or use .venv/bin/python.")
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam, ChatCompletionToolParam
 
 _HELP = """\
 Talks to a running gemma_serve as an application would, shows what is sent and what comes back, and checks
-it. Needs nothing but the `openai` package. Exit code: 0 when every part passed, 1 when one failed or there
-is no server.
+it. Needs nothing but the packages `openai` and `websockets`. Exit code: 0 when every part passed, 1 when one
+failed or there is no server.
 """
 
 _EXAMPLES = """\
@@ -265,6 +267,39 @@ def request_id(tour: Tour) -> None:
     check(received == sent, "the server did not return our X-Request-Id")
 
 
+def websocket(tour: Tour) -> None:
+    """The chat whose history the server keeps; README has its protocol."""
+    address = f"ws{tour.url.removeprefix('http')}/ws"
+    headers = {"Authorization": f"Bearer {tour.client.api_key}"}
+
+    def ask(kind: str, **data: object) -> dict[str, Any]:
+        """Print the tokens that come; return the message behind them."""
+        socket.send(json.dumps({"type": kind, "id": "1", "data": data}))
+        while True:
+            reply: dict[str, Any] = json.loads(socket.recv(timeout=120))
+            if reply["type"] == "error":
+                raise Failed(reply["data"]["message"])
+            if reply["type"] != "token":
+                return reply
+            print(printable(reply["data"].get("text", "")), end="", flush=True)
+
+    with websockets.sync.client.connect(address, additional_headers=headers) as socket:
+        session: str = json.loads(socket.recv(timeout=120))["session_id"]
+        said = 0
+        for question in ("My name is Ada.", "What is my name?"):
+            say("you", question)
+            print(f"    {'model':<{_LABEL}} ", end="", flush=True)
+            answer = ask("chat", message=question, max_tokens=32, model=tour.model)["data"]
+            print()
+            check(answer["finish_reason"] in ("stop", "length"), "no finish_reason")
+            said += 2 if answer["content"] else 0  # an empty answer is not remembered
+    with websockets.sync.client.connect(address, additional_headers=headers) as socket:
+        socket.recv(timeout=120)
+        remembered = ask("session", session_id=session)["data"]["messages"]
+        say("connected again", f"the session has {remembered} messages")
+        check(remembered == said, f"the session has {remembered} messages, not {said}")
+
+
 PARTS: tuple[Callable[[Tour], None], ...] = (
     health,
     models,
@@ -277,6 +312,7 @@ PARTS: tuple[Callable[[Tour], None], ...] = (
     several_at_once,
     errors,
     request_id,
+    websocket,
 )
 
 
@@ -433,7 +469,7 @@ def passes(part: Callable[[Tour], None], tour: Tour) -> bool:
     started = time.perf_counter()
     try:
         part(tour)
-    except (Failed, openai.OpenAIError, httpx.HTTPError) as error:
+    except (Failed, openai.OpenAIError, httpx.HTTPError, websockets.WebSocketException, OSError) as error:
         print(f"  ✗ {time.perf_counter() - started:.2f} s: {error}", flush=True)
         return False
     print(f"  ✓ {time.perf_counter() - started:.2f} s", flush=True)
