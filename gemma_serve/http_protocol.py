@@ -12,11 +12,13 @@ from typing import Any
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 
 from .errors import HeadTooLarge, InvalidRequest, RequestTimeout, ServeError, Unavailable
 from .settings import ServerSettings
 
 _MOST_HEADERS = 128
+_MOST_FRAGMENTS = 4_096  # of a WebSocket's message
 _SPARE_CONNECTIONS = 64  # beyond the setting: probes are answered there, and others told
 
 
@@ -62,7 +64,32 @@ class PatientOnce:
 
 
 class WebSocketProtocol(PatientOnce, WebSocketsSansIOProtocol):
-    pass
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        else:  # a client that sends pings and reads nothing must not fill the memory with what answers them
+            self.conn.data_to_send()
+
+    def handle_cont(self, event: Frame) -> None:
+        if len(self.frames) >= _MOST_FRAGMENTS:  # empty ones never reach the limit of bytes
+            self._fail(1009)
+        else:
+            super().handle_cont(event)
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text":
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:  # uvicorn would write a traceback into the log for it
+                self._fail(1007)
+                return
+        super().send_receive_event_to_app()
+
+    def _fail(self, code: int) -> None:
+        self.frames = []
+        if not self.close_sent and not self.disconnected:
+            self.conn.send_close(code)
+            self.handle_parser_exception()
 
 
 class HttpProtocol(PatientOnce, HttpToolsProtocol):

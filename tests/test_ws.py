@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 from collections.abc import Iterator
@@ -17,11 +18,12 @@ from fastapi import FastAPI
 from gemma_serve.api_keys import digest_of
 from gemma_serve.app import create_app
 from gemma_serve.drain import Drain
+from gemma_serve.http_protocol import WebSocketProtocol
 from gemma_serve.key_file import KeyEntry, write_keys
 from gemma_serve.settings import ServerSettings
 
 from .chat_client import chatting, closed, ws
-from .conftest import serving, until
+from .conftest import serving, start_fake, until
 from .fake_engine import FakeEngine
 from .test_app import settings
 from .test_metrics import scrape, value
@@ -190,6 +192,11 @@ WRONG: dict[str, tuple[str | bytes, str | None, str | None]] = {
     "keep": ('{"type": "chat", "data": {"message": "x", "keep": -1}}', "invalid_value", "keep"),
     "role": ('{"type": "load", "data": {"messages": [{"role": "x", "content": ""}]}}', "invalid_value", None),
     "surrogate": ('{"type": "chat", "data": {"message": "\\ud800"}}', "invalid_json", None),
+    "a list for a model": (
+        '{"type": "chat", "data": {"message": "x", "model": ["x"]}}',
+        "invalid_type",
+        "model",
+    ),
     "too long": ('{"type": "ping", "id": "' + "x" * 3_000 + '"}', "request_too_large", None),
 }
 
@@ -512,3 +519,48 @@ async def test_an_answer_that_takes_too_long_is_given_up() -> None:
         replies, code = await closed(chat)
     assert [reply["type"] for reply in replies] == ["going_away", "error"]
     assert (replies[1]["data"]["code"], code) == ("server_shutting_down", 1001)
+
+
+async def test_a_server_that_is_stopped_lets_its_chats_go() -> None:
+    server = start_fake()
+    try:
+        async with chatting(server.url) as chat:
+            await chat.ask("chat", message="Hi")
+            server.process.terminate()
+            replies, code = await closed(chat)
+            assert ([reply["data"] for reply in replies], code) == ([{"reason": "shutdown"}], 1001)
+    finally:
+        assert await asyncio.to_thread(server.end) == 0
+
+
+# --- below the protocol
+
+MASK = b"\0\0\0\0"
+
+
+async def test_a_text_that_is_not_utf8_closes() -> None:
+    async with serving(app_of()) as url, chatting(url) as chat:
+        chat.socket.transport.write(b"\x81\x82" + MASK + b"\xff\xfe")
+        assert await closed(chat) == ([], 1007)
+
+
+async def test_a_message_of_endless_fragments_closes() -> None:
+    async with serving(app_of()) as url, chatting(url) as chat:
+        chat.socket.transport.write(b"\x01\x80" + MASK + (b"\x00\x80" + MASK) * 10_000)
+        assert await closed(chat) == ([], 1009)
+
+
+async def test_pings_of_a_client_that_reads_nothing_fill_no_memory() -> None:
+    async with serving(app_of()) as url, chatting(url) as chat:
+        chat.socket.transport.pause_reading()
+        ping = b"\x89\xfd" + MASK + b"x" * 125
+        for _ in range(100):
+            chat.socket.transport.write(ping * 1_000)
+            await asyncio.sleep(0)
+        await until(lambda: not chat.socket.transport.get_write_buffer_size(), 60)
+        held = [
+            item.transport.get_write_buffer_size()
+            for item in gc.get_objects()
+            if issubclass(type(item), WebSocketProtocol)  # `isinstance` would ask what weak references are to
+        ]
+        assert held and max(held) < 1_000_000

@@ -6,6 +6,7 @@ A connection that waits costs its frames and an id: its session has the history,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -20,6 +21,7 @@ from ..chat_protocol import (
     LONGEST_ID,
     POLICY_VIOLATION,
     REQUESTS,
+    SERVER_FAILED,
     SUBPROTOCOL,
     Data,
     Envelope,
@@ -130,6 +132,10 @@ class ChatConnection:
                 await self._take(event)
         except ClientLeft:
             pass
+        except Exception:
+            with contextlib.suppress(ClientLeft):
+                await self._close(SERVER_FAILED)
+            raise  # into the log
         finally:
             self._closed = True
             if self._answer is not None:

@@ -52,6 +52,7 @@ class Answer:
     async def prepare(self, session: Session) -> int:
         """Take history and question. Returns how many old messages were dropped. Raises `ServeError`."""
         chat, request = self._settings.chat, self._request
+        validated(ChatCompletionBody, {"messages": [{"role": "user", "content": ""}], **request.parameters()})
         history = list(session.messages)
         bound = session.tokens
         if isinstance(request, Chat):
@@ -82,7 +83,6 @@ class Answer:
     async def write(self, send: Send, session_id: str, message_id: str | None) -> None:
         """Generate; each part goes through `send` as a `token`, if they are wanted. Raises `ServeError`."""
         body: dict[str, Any] = {"messages": self._prompt(), "stream": True, **self._request.parameters()}
-        validated(ChatCompletionBody, body)
         size = sum(len(message["content"]) for message in body["messages"])
         work = generation_request("chat", body, self._models, self._settings.limits, size)
         stream = await self._generator.stream(work)

@@ -232,9 +232,9 @@ class SecuritySettings(Section):
 
 class StorageSettings(Section):
     url: str | None = None
-    """Redis for limits and blocks that several servers share, `redis://host:6379/0`; by default memory."""
+    """Redis for limits, blocks and chats that servers share, `redis://host:6379/0`; by default memory."""
     prefix: str = Field(default="gemma", pattern=r"^[A-Za-z0-9._-]+$")
-    """Start of every key there; servers with the same one share their limits."""
+    """Start of every key there; servers with the same one share what is there."""
     fail_open: bool = True
     """While Redis is away, let requests pass without limits; `false` refuses them with 503."""
     timeout_seconds: float = Field(default=0.5, gt=0)
