@@ -29,8 +29,6 @@ from ..chat_protocol import (
     Regenerate,
     Resume,
     System,
-    error_data,
-    message,
 )
 from ..clients import Client, current_client
 from ..connections import Connections, Reason
@@ -49,7 +47,8 @@ from ..sessions import Session, Sessions
 from ..settings import Settings
 from .body import parse_json, validated
 from .ws_answer import Answer
-from .ws_request import ClientLeft, MessageRequest, MessageRequests, Reply
+from .ws_outbox import ClientLeft, Outbox, Reply
+from .ws_request import MessageRequest, MessageRequests
 
 logger = logging.getLogger(__name__)
 
@@ -84,16 +83,14 @@ class ChatConnection:
         "_address",
         "_answer",
         "_chats",
-        "_closed",
         "_faults",
         "_faults_at",
         "_id",
         "_leaving",
         "_number",
+        "_out",
         "_receive",
         "_remembered",
-        "_send_event",
-        "_session_id",
         "_stop",
         "_stoppable",
         "client",
@@ -107,15 +104,13 @@ class ChatConnection:
         self._address = (scope.get("client") or ("-",))[0]
         self._answer: asyncio.Task[None] | None = None
         self._chats = chats
-        self._closed = False
         self._faults = self._faults_at = 0.0
         self._id = record.id if record else "ws"
         self._leaving: asyncio.Task[None] | None = None
         self._number = 0
+        self._out = Outbox(send)
         self._receive = receive
         self._remembered = 0  # messages of the session, as far as this client knows
-        self._send_event = send
-        self._session_id = Sessions.new_id()
         self._stop: ServeError | bool = False  # why the running answer is to end; True: its client wishes it
         self._stoppable = False
 
@@ -124,9 +119,9 @@ class ChatConnection:
         if (await self._receive())["type"] != "websocket.connect":
             return
         try:
-            await self._emit({"type": "websocket.accept", "subprotocol": subprotocol})
-            await self._send(self._state(None, Session("")))
-            while not self._closed and (event := await self._receive())["type"] == "websocket.receive":
+            await self._out.accept(subprotocol)
+            await self._out.send(self._state(None, Session("")))
+            while not self._out.closed and (event := await self._receive())["type"] == "websocket.receive":
                 if self._answer is None:
                     self.last_used = time.monotonic()
                 await self._take(event)
@@ -134,10 +129,10 @@ class ChatConnection:
             pass
         except Exception:
             with contextlib.suppress(ClientLeft):
-                await self._close(SERVER_FAILED)
+                await self._out.close(SERVER_FAILED)
             raise  # into the log
         finally:
-            self._closed = True
+            self._out.closed = True
             if self._answer is not None:
                 self._answer.cancel()
                 await asyncio.wait({self._answer})
@@ -159,7 +154,7 @@ class ChatConnection:
                 )
             data = validated(schema, body.get("data") or {})
         except ServeError as error:
-            await self._send(self._error(message_id, error))
+            await self._out.send(self._out.error(message_id, error))
             await self._fault()
             return
         await self._dispatch(kind, message_id, data)
@@ -175,7 +170,7 @@ class ChatConnection:
     async def _dispatch(self, kind: str, message_id: str | None, data: Data) -> None:
         refusal: ServeError | None = None
         if kind == "ping":
-            await self._say("pong", message_id, {})
+            await self._out.say("pong", message_id, {})
             return await self._fault(_CHEAP)
         if kind == "cancel":
             if self._stop_answer(True):
@@ -186,7 +181,7 @@ class ChatConnection:
         elif self._answer is not None and kind != "history":
             refusal = Conflict("An answer is running. Wait for its end, or cancel it.", code="answer_running")
         if refusal is not None:
-            await self._send(self._error(message_id, refusal))
+            await self._out.send(self._out.error(message_id, refusal))
             return await self._fault(_CHEAP)
         if isinstance(data, Regenerate):
             return await self._start_answer(kind, message_id, data)
@@ -201,12 +196,8 @@ class ChatConnection:
         **more: Any,
     ) -> MessageRequest:
         self._number += 1
-
-        def failed(error: ServeError) -> bytes:
-            return self._error(message_id, error)
-
         request_id = f"{self._id}-{self._number}"
-        return MessageRequest(kind, request_id, self._address, work, failed, self._reply, **more)
+        return MessageRequest(kind, message_id, request_id, self._address, work, self._out, **more)
 
     async def _fault(self, weight: float = 1.0) -> None:
         """Count a wrong message; who sends many within a minute is left."""
@@ -214,7 +205,7 @@ class ChatConnection:
         forgotten = (now - self._faults_at) * _MOST_FAULTS / _FAULT_SECONDS
         self._faults, self._faults_at = max(0.0, self._faults - forgotten) + weight, now
         if self._faults > _MOST_FAULTS:
-            await self._close(POLICY_VIOLATION, "too many wrong messages")
+            await self._out.close(POLICY_VIOLATION, "too many wrong messages")
 
     # --- the session
 
@@ -222,22 +213,22 @@ class ChatConnection:
         """Answer what needs no engine."""
         sessions, owner = self._chats.sessions, _owner()
         if kind == "history":
-            session = await sessions.find(self._session_id, owner) or Session(owner)
+            session = await sessions.find(self._out.session_id, owner) or Session(owner)
             history = {"system": session.system, "messages": session.messages}
-            return Reply(self._message("history", message_id, history))
+            return Reply(self._out.message("history", message_id, history))
         if isinstance(data, Resume):
             if data.session_id is None:
-                self._session_id, session = sessions.new_id(), Session(owner)
+                self._out.session_id, session = sessions.new_id(), Session(owner)
             else:
                 session = await sessions.resume(data.session_id, owner)
-                self._session_id = data.session_id
+                self._out.session_id = data.session_id
         elif isinstance(data, System):
-            session = await sessions.edit(self._session_id, owner, system=data.message)
+            session = await sessions.edit(self._out.session_id, owner, system=data.message)
         elif isinstance(data, Load):
             messages = [one.model_dump() for one in data.messages]
-            session = await sessions.edit(self._session_id, owner, system=data.system, messages=messages)
+            session = await sessions.edit(self._out.session_id, owner, system=data.system, messages=messages)
         else:
-            session = await sessions.edit(self._session_id, owner, messages=[])
+            session = await sessions.edit(self._out.session_id, owner, messages=[])
         self._remembered = len(session.messages)
         return Reply(self._state(message_id, session))
 
@@ -249,8 +240,8 @@ class ChatConnection:
 
         def stopped(record: RequestRecord) -> Reply | None:
             if isinstance(self._stop, ServeError):
-                return Reply(self._error(message_id, self._stop), self._stop.status)
-            told = self._message("cancelled", message_id, answer.data(record, "cancelled"))
+                return Reply(self._out.error(message_id, self._stop), self._stop.status)
+            told = self._out.message("cancelled", message_id, answer.data(record, "cancelled"))
             return Reply(told, 499) if self._stop else None
 
         self._stop, self._stoppable = False, True
@@ -263,7 +254,7 @@ class ChatConnection:
         await asyncio.sleep(0)  # until it has begun: what is cancelled before that never hears of it
 
     async def _write(self, answer: Answer, message_id: str | None, record: RequestRecord) -> Reply:
-        chats, session_id, owner = self._chats, self._session_id, _owner()
+        chats, session_id, owner = self._chats, self._out.session_id, _owner()
         seconds = chats.settings.limits.request_timeout_seconds or None
         try:
             async with asyncio.timeout(seconds) as limit:
@@ -271,8 +262,8 @@ class ChatConnection:
                 forgotten = 0 if session else self._remembered  # expired, or crowded out
                 if dropped := await answer.prepare(session or Session(owner)) + forgotten:
                     left = {"dropped": dropped, "messages": answer.history_messages}
-                    await self._say("trimmed", message_id, left)
-                await answer.write(self._send, session_id, message_id)
+                    await self._out.say("trimmed", message_id, left)
+                await answer.write(self._out.send, session_id, message_id)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -281,7 +272,7 @@ class ChatConnection:
             self._stoppable = False
             await answer.keep(chats.sessions, session_id, owner)
             self._remembered = answer.messages
-        return Reply(self._message("message", message_id, answer.data(record)))
+        return Reply(self._out.message("message", message_id, answer.data(record)))
 
     def _stop_answer(self, why: ServeError | bool) -> bool:
         """Whether there was one that could still be stopped."""
@@ -306,17 +297,15 @@ class ChatConnection:
     async def _leave(self, reason: Reason) -> None:
         with self._chats.requests.drained():
             try:
-                await self._say("going_away", None, {"reason": reason})
+                await self._out.say("going_away", None, {"reason": reason})
                 if self._answer is not None:
                     await asyncio.wait({self._answer})
-                await self._close(GOING_AWAY)
+                await self._out.close(GOING_AWAY)
             except ClientLeft:
                 pass
 
     def give_up(self) -> None:
         self._stop_answer(ShuttingDown("The server is shutting down and could not finish this answer."))
-
-    # --- messages out
 
     def _state(self, message_id: str | None, session: Session) -> bytes:
         chats = self._chats
@@ -327,37 +316,7 @@ class ChatConnection:
             "messages": len(session.messages),
             "ttl_seconds": chats.settings.chat.session_ttl_seconds,
         }
-        return self._message("session", message_id, data)
-
-    def _error(self, message_id: str | None, error: ServeError) -> bytes:
-        return self._message("error", message_id, error_data(error))
-
-    def _message(self, kind: str, message_id: str | None, data: dict[str, Any]) -> bytes:
-        return message(kind, self._session_id, message_id, data)
-
-    async def _say(self, kind: str, message_id: str | None, data: dict[str, Any]) -> None:
-        await self._send(self._message(kind, message_id, data))
-
-    async def _reply(self, reply: Reply) -> None:
-        await self._send(reply.text)
-        if reply.close is not None:
-            await self._close(reply.close)
-
-    async def _send(self, text: bytes) -> None:
-        """Waits while the client does not read, which http_protocol.py ends. Raises `ClientLeft`."""
-        await self._emit({"type": "websocket.send", "text": text.decode()})
-
-    async def _close(self, code: int, reason: str = "") -> None:
-        await self._emit({"type": "websocket.close", "code": code, "reason": reason})
-        self._closed = True
-
-    async def _emit(self, event: Message) -> None:
-        if self._closed:
-            raise ClientLeft
-        try:
-            await self._send_event(event)
-        except (OSError, RuntimeError) as error:  # uvicorn's, where it has closed the connection by itself
-            raise ClientLeft from error
+        return self._out.message("session", message_id, data)
 
 
 def _owner() -> str:

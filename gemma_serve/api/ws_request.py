@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from ..chat_protocol import POLICY_VIOLATION, SERVER_FAILED
 from ..clients import authenticate_again, current_client
@@ -16,33 +15,23 @@ from ..drain import Drain
 from ..errors import PermissionDenied, ServeError, Unauthenticated
 from ..logs import RequestRecord, current_request, log_request
 from ..rate_limit import Lease, RateLimiter, current_lease
+from .ws_outbox import ClientLeft, Outbox, Reply
 
 logger = logging.getLogger(__name__)
-
-
-class ClientLeft(Exception):
-    """Nobody is left to tell."""
-
-
-class Reply(NamedTuple):
-    text: bytes
-    status: int = 200
-    close: int | None = None
-    """The code to close with, if it is the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class MessageRequest:
     kind: str
+    message_id: str | None
+    """Its client's."""
     id: str
+    """Ours, for the log."""
     address: str
     """Of the client."""
     work: Callable[[RequestRecord], Awaitable[Reply]]
     """Answers the message. Raises `ServeError`, `ClientLeft`."""
-    failed: Callable[[ServeError], bytes]
-    """Tells an error."""
-    send: Callable[[Reply], Awaitable[None]]
-    """Raises `ClientLeft`."""
+    out: Outbox
     stopped: Callable[[RequestRecord], Reply | None] = lambda record: None
     """What to tell when the request was cancelled; None where nobody hears it."""
 
@@ -71,7 +60,7 @@ class MessageRequests:
         with self.drained():
             try:
                 reply = await self._reply(request, record)
-                await request.send(reply)
+                await request.out.reply(reply)
                 record.status, record.finished = reply.status, True
             except ClientLeft:
                 pass
@@ -98,11 +87,13 @@ class MessageRequests:
             return reply
         except ServeError as error:
             gone = lease is None and isinstance(error, Unauthenticated | PermissionDenied)
-            return Reply(request.failed(error), error.status, POLICY_VIOLATION if gone else None)
+            return Reply(
+                request.out.error(request.message_id, error), error.status, POLICY_VIOLATION if gone else None
+            )
         except Exception:
             logger.exception("A WebSocket's message failed unexpectedly")
             failure = ServeError("The server failed on this message; its log says why.")
-            return Reply(request.failed(failure), failure.status, SERVER_FAILED)
+            return Reply(request.out.error(request.message_id, failure), failure.status, SERVER_FAILED)
         finally:
             if lease is not None:  # before the client knows, which may send its next message at once
                 await lease.settle(record.prompt_tokens, record.completion_tokens)
