@@ -9,7 +9,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import websockets
+from fastapi import FastAPI
 from websockets.asyncio.client import ClientConnection
+
+from gemma_serve.app import create_app
+from gemma_serve.drain import Drain
+
+from .fake_engine import FakeEngine
+from .test_app import settings
 
 Reply = dict[str, Any]
 
@@ -52,6 +59,10 @@ class ChatClient:
     async def history(self) -> list[tuple[str, str]]:
         messages = (await self.ask("history"))["data"]["messages"]
         return [(message["role"], message["content"]) for message in messages]
+
+
+def app_of(engine: FakeEngine | None = None, drain: Drain | None = None, **sections: Any) -> FastAPI:
+    return create_app(settings(**sections), engine or FakeEngine(), drain=drain)
 
 
 def ws(url: str) -> str:
