@@ -127,6 +127,7 @@ def _greeting(url: str, model: str, seconds: float) -> str:
 
   API    {url}/v1
   Docs   {url}/docs
+  Chat   gemma-server chat {url}
   Try    curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
 
 Ctrl-C ends it.
