@@ -67,7 +67,7 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._read_timer: asyncio.TimerHandle | None = None
         self._in_head = True
-        self._head_bytes = 0
+        self._head_bytes = 0  # of the head, and of trailers and whatever else comes after the body
         self._refusal: ServeError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -82,11 +82,12 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
         if self._in_head:
-            self._head_bytes += len(data)
+            self._start_read_timer()  # the parser says nothing of empty lines before a request
         super().data_received(data)
         # Seen from here, because the parser keeps a header to itself until it is whole.
-        if self._in_head and self._head_bytes > self.limits.max_header_bytes and self._open():
+        if self._head_bytes > self.limits.max_header_bytes and self._open():
             self._refuse(self._head_too_large())
 
     def on_message_begin(self) -> None:
@@ -94,11 +95,15 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         self._start_read_timer()
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
         self._refusal = self._reason_to_refuse()
         if self._refusal is not None:
             raise self._refusal  # the parser stops, and `send_400_response` is called
+        self._in_head = False
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._stop_read_timer()
@@ -133,8 +138,17 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         return HeadTooLarge(f"The request's URL and headers are larger than {most}.")
 
     def _refuse(self, error: ServeError) -> None:
-        """Answer in place of the application and close."""
+        """Answer in place of the application, unless it is answering, and close."""
         self._stop_read_timer()
+        cycle = self.cycle  # while a head is read, it is the last request's
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if cycle is None or (cycle.response_complete if self._in_head else not cycle.response_started):
+            self._answer(error)
+        self.transport.close()
+
+    def _answer(self, error: ServeError) -> None:
         body = orjson.dumps(error.body())
         headers = error.headers | {
             "content-type": "application/json",
@@ -143,7 +157,6 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         }
         lines = [f"{name}: {value}\r\n".encode("latin-1") for name, value in headers.items()]
         self.transport.write(b"".join((STATUS_LINE[error.status], *lines, b"\r\n", body)))
-        self.transport.close()
 
     def _open(self) -> bool:
         return not self.transport.is_closing()
@@ -159,15 +172,11 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
 
     def _read_too_slow(self) -> None:
         self._read_timer = None
-        if self.flow.read_paused:  # it is we who do not read
-            self._start_read_timer()
-            return
-        cycle = None if self._in_head else self.cycle
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
-        if self._head_bytes and (cycle is None or not cycle.response_started) and self._open():
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if self.flow.read_paused or (self._in_head and answering):
+            self._start_read_timer()  # it is we who do not read, or whom the client waits for
+        elif self._in_head and not self._head_bytes:
+            self.transport.close()
+        elif self._open():
             seconds = self.limits.read_timeout_seconds
             self._refuse(RequestTimeout(f"The whole request did not arrive within {seconds:g} s."))
-        else:
-            self.transport.close()

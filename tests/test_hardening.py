@@ -112,6 +112,54 @@ async def test_a_slow_sender_is_not_waited_for(pieces: list[bytes], caplog: pyte
     assert "Traceback" not in caplog.text
 
 
+async def test_trailers_without_an_end_are_not_collected() -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + JSON
+    async with serving(create_app(settings(), FakeEngine())) as url:
+        pieces = [head + b"\r\n1\r\n{\r\n0\r\nX: ", *[b"x" * 10_000] * 5]
+        status, body, _ = await exchange(url, *pieces, pause=0.01)
+        assert (status, body["error"]["code"]) == (431, "request_head_too_large")
+
+
+async def test_many_small_chunks_are_a_body() -> None:
+    body = json.dumps(CHAT | {"user": "x" * 20_000}).encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + JSON
+    async with serving(create_app(settings(), FakeEngine())) as url:
+        assert (await exchange(url, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks))[0] == 200
+
+
+async def test_empty_lines_do_not_keep_a_connection_open() -> None:
+    limits = ServerSettings(read_timeout_seconds=0.3, idle_timeout_seconds=0.3)
+    async with serving(create_app(settings(), FakeEngine()), limits=limits) as url:
+        parsed = httpx.URL(url)
+        reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+        writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"}")
+        writer.write(b"\r\n")
+        async with asyncio.timeout(10):
+            await reader.read()
+        writer.close()
+
+
+async def test_the_next_request_may_begin_during_a_long_answer() -> None:
+    engine = FakeEngine(("a",) * 10, pause=0.1)
+    app = create_app(settings(), engine)
+    body = json.dumps(CHAT | {"stream": True}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % len(body) + JSON
+    async with serving(app, limits=ServerSettings(read_timeout_seconds=0.3)) as url:
+        parsed = httpx.URL(url)
+        reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+        writer.write(head + b"\r\n" + body)
+        await reader.readuntil(b"data: ")
+        writer.write(b"GET /health/live HTTP/1.1\r\n")
+        async with asyncio.timeout(10):
+            rest = await reader.read()
+        writer.close()
+        answer, _, refusal = rest.partition(b"data: [DONE]")
+        assert answer.count(b'"content":"a"') == 10
+        assert b"HTTP/1.1 408" in refusal
+
+
 async def test_a_connection_that_says_nothing_is_closed() -> None:
     async with serving(
         create_app(settings(), FakeEngine()), limits=ServerSettings(read_timeout_seconds=0.2)
