@@ -238,6 +238,8 @@ async def test_deep_json_and_costly_requests_are_refused() -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "x" * 600, "schema": {}}}
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    shown = {"type": "tool_result", "tool_use_id": "x", "content": [{"type": "image", "source": {}}] * 2}
+    result = {"role": "user", "content": [shown]}
     cases: list[tuple[str, dict[str, Any], str]] = [
         ("/v1/chat/completions", CHAT | {"max_tokens": 101}, "max_tokens"),
         ("/v1/chat/completions", CHAT | {"max_completion_tokens": 101}, "max_completion_tokens"),
@@ -252,6 +254,11 @@ async def test_deep_json_and_costly_requests_are_refused() -> None:
         ("/v1/completions", {"prompt": "x", "max_tokens": 101}, "max_tokens"),
         ("/v1/responses", {"input": "x", "max_output_tokens": 101}, "max_output_tokens"),
         ("/v1/messages", {"messages": [], "max_tokens": 101}, "max_tokens"),
+        ("/v1/responses", {"input": "x", "max_output_tokens": "101"}, "max_output_tokens"),
+        ("/v1/messages", {"messages": [], "max_tokens": 101.0}, "max_tokens"),
+        ("/v1/messages", {"messages": [result], "max_tokens": 9}, "messages"),
+        ("/tokenize", {"messages": [{"role": "user", "content": [{"image_url": "x"}] * 2}]}, "messages"),
+        ("/v1/responses", {"input": "x", "model": ["gemma-demo"]}, "model"),
     ]
     app = create_app(settings(limits=limits), engine)
     async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
@@ -268,8 +275,9 @@ async def test_deep_json_and_costly_requests_are_refused() -> None:
             assert answer.status_code == status, answer.text
         await client.post("/v1/chat/completions", json=CHAT)
         assert engine.requests[-1].body["max_tokens"] == 100
-        relayed = (await client.post("/v1/responses", json={"input": "x"})).json()["body"]
-        assert relayed["max_output_tokens"] == 100
+        for body in ({"input": "x"}, {"input": "x", "max_tokens": 9}):
+            relayed = (await client.post("/v1/responses", json=body)).json()["body"]
+            assert relayed["max_output_tokens"] == 100
 
 
 async def test_security_headers() -> None:
