@@ -44,11 +44,12 @@ class ChatServing(OpenAIServingChat):  # type: ignore[misc]
         if plain:
             stream: Stream = PlainStream(_numbered(result_generator), request.n or 1, _constrained(request))
         else:
-            failure = Failure()
+            below = Below()
+            results = below.watched(result_generator)
             chunks = super().chat_completion_stream_generator(
-                request, failure.kept(result_generator), request_id, model_name, *args, **kwargs
+                request, results, request_id, model_name, *args, **kwargs
             )
-            stream = ChunkStream(chunks, result_generator, _metadata(args, kwargs), failure)
+            stream = ChunkStream(chunks, result_generator, _metadata(args, kwargs), below)
         stream.id, stream.model, stream.fingerprint = request_id, model_name, self.system_fingerprint
         return stream
 
@@ -69,14 +70,14 @@ class CompletionServing(OpenAIServingCompletion):  # type: ignore[misc]
         if plain:
             stream: Stream = PlainStream(result_generator, request.n or 1, _constrained(request))
         else:
-            failure = Failure()
-            results = failure.kept(result_generator)
+            below = Below()
+            results = below.watched(result_generator)
             if request.echo:
                 results = _with_prompt_logprobs(results)
             chunks = super().completion_stream_generator(
                 request, engine_inputs, results, request_id, created_time, model_name, *args, **kwargs
             )
-            stream = ChunkStream(chunks, result_generator, _metadata(args, kwargs), failure)
+            stream = ChunkStream(chunks, result_generator, _metadata(args, kwargs), below)
         stream.id, stream.model, stream.fingerprint = request_id, model_name, self.system_fingerprint
         stream.created = created_time
         return stream
@@ -189,20 +190,30 @@ class PlainStream(Stream):
                     yield deltas
 
 
-class Failure:
-    """What went wrong below vLLM's generator, which tells it to the client in words of its own."""
+class Below:
+    """Below vLLM's generator: the tokens so far, which that tells at its end, and the error that it rewords."""
 
-    error: BaseException | None = None
+    def __init__(self) -> None:
+        self.usage = Usage()
+        self.error: BaseException | None = None
+        self._prompts: set[int] = set()
 
-    async def kept(self, results: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    async def watched(self, results: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         try:
             async for result in results:
+                self._count(*(result if isinstance(result, tuple) else (0, result)))
                 yield result
         except Exception as error:
             self.error = error
             raise
         finally:
             await results.aclose()
+
+    def _count(self, prompt_index: int, result: RequestOutput) -> None:
+        if result.prompt_token_ids is not None and prompt_index not in self._prompts:
+            self._prompts.add(prompt_index)
+            self.usage.prompt_tokens += len(result.prompt_token_ids)
+        self.usage.completion_tokens += sum(len(output.token_ids) for output in result.outputs)
 
 
 class ChunkStream(Stream):
@@ -213,12 +224,13 @@ class ChunkStream(Stream):
         chunks: AsyncGenerator[str, None],
         results: AsyncGenerator[Any, None],
         metadata: Any,
-        failure: Failure,
+        below: Below,
     ) -> None:
         super().__init__(chunks)
+        self.usage = below.usage
         self._results = results
         self._request_metadata = metadata
-        self._failure = failure
+        self._below = below
 
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
         async for event in self._source:
@@ -227,8 +239,8 @@ class ChunkStream(Stream):
                 break
             chunk = orjson.loads(data)
             if "error" in chunk:
-                if self._failure.error is not None:
-                    raise map_error(self._failure.error)
+                if self._below.error is not None:
+                    raise map_error(self._below.error)
                 raise_for_error(ErrorResponse(**chunk))
             extra = {key: value for key, value in chunk.items() if key not in _CONSTANT and value is not None}
             # Our writer says who speaks; vLLM's chunk for that is of use only for what it carries besides.
