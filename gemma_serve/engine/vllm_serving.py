@@ -191,7 +191,7 @@ class PlainStream(Stream):
 
 
 class Below:
-    """Below vLLM's generator: the tokens so far, which that tells at its end, and the error that it rewords."""
+    """What vLLM's generator does not tell, or late: the tokens so far, the error in its own words."""
 
     def __init__(self) -> None:
         self.usage = Usage()
