@@ -17,6 +17,7 @@ from .errors import HeadTooLarge, InvalidRequest, RequestTimeout, ServeError, Un
 from .settings import ServerSettings
 
 _MOST_HEADERS = 128
+_LEAST_READ = 65_536  # bytes in that time: one who takes less would hold a place in the engine for ever
 _SPARE_CONNECTIONS = 64  # beyond the setting: probes are answered there, and others told
 
 
@@ -42,7 +43,7 @@ class PatientOnce:
     def pause_writing(self) -> None:
         super().pause_writing()  # type: ignore[misc]
         self._stop_write_timer()
-        self._write_timer = self.loop.call_later(self.limits.write_timeout_seconds, self.transport.abort)
+        self._expect_reading()
 
     def resume_writing(self) -> None:
         self._stop_write_timer()
@@ -51,6 +52,16 @@ class PatientOnce:
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_write_timer()
         super().connection_lost(exc)  # type: ignore[misc]
+
+    def _expect_reading(self) -> None:
+        unread, seconds = self.transport.get_write_buffer_size(), self.limits.write_timeout_seconds
+        self._write_timer = self.loop.call_later(seconds, self._check_reading, unread)
+
+    def _check_reading(self, unread: int) -> None:
+        if self.transport.get_write_buffer_size() <= unread - _LEAST_READ:
+            self._expect_reading()  # a large answer over a slow line
+        else:
+            self.transport.abort()
 
     def _stop_write_timer(self) -> None:
         if self._write_timer is not None:

@@ -210,6 +210,22 @@ async def test_a_reader_that_stops_ends_its_generation_and_frees_its_slot() -> N
         writer.close()
 
 
+async def test_a_large_answer_may_take_long_to_read() -> None:
+    size, body = 40_000_000, json.dumps(CHAT).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % len(body) + JSON
+    app = create_app(settings(), FakeEngine(("x" * size,)))
+    async with serving(app, limits=ServerSettings(write_timeout_seconds=0.5)) as url:
+        parsed = httpx.URL(url)
+        reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+        writer.write(head + b"Connection: close\r\n\r\n" + body)
+        received = 0
+        while piece := await reader.read(65_536):
+            received += len(piece)
+            await asyncio.sleep(0.002)  # a slow line
+        writer.close()
+        assert received > size
+
+
 async def test_too_many_connections_are_told_and_probes_answered() -> None:
     app = create_app(settings(), FakeEngine())
     async with serving(app, limits=ServerSettings(max_connections=5)) as url:
