@@ -275,6 +275,7 @@ async def test_deep_json_and_costly_requests_are_refused() -> None:
         ("/v1/messages", {"messages": [result], "max_tokens": 9}, "messages"),
         ("/tokenize", {"messages": [{"role": "user", "content": [{"image_url": "x"}] * 2}]}, "messages"),
         ("/v1/responses", {"input": "x", "model": ["gemma-demo"]}, "model"),
+        ("/v1/responses", {"input": "x", "metadata": dict.fromkeys(map(str, range(2000)))}, "metadata"),
     ]
     app = create_app(settings(limits=limits), engine)
     async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:

@@ -12,6 +12,8 @@ from ..token_usage import prompt_count
 
 _MAX_TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _STOPS = ("stop", "stop_sequences", "stop_token_ids", "bad_words")
+_MAPPINGS = ("logit_bias", "metadata", "vllm_xargs")
+_MOST_ENTRIES = 1024
 _SCHEMAS = ("response_format", "structured_outputs", "text", "tools")
 _IMAGE_TYPES = ("image_url", "input_image", "image", "image_embeds")
 
@@ -39,6 +41,8 @@ def check_caps(body: dict[str, Any], limits: LimitsSettings) -> None:
     for name in _STOPS:
         most = limits.max_stop if "stop" in name and "ids" not in name else limits.max_word_lists
         _few(body, name, most)
+    for name in _MAPPINGS:
+        _few(body, name, _MOST_ENTRIES)
     _few(body, "tools", limits.max_tools)
     for name in _SCHEMAS:
         if isinstance(body.get(name), dict | list):
@@ -78,7 +82,7 @@ def _integer(body: dict[str, Any], name: str) -> int | None:
 
 def _few(body: dict[str, Any], name: str, most: int) -> None:
     value = body.get(name)
-    if isinstance(value, list) and len(value) > most:
+    if isinstance(value, list | dict) and len(value) > most:
         message = f"Invalid value for '{name}': should have at most {most} items, got {len(value):,}."
         raise InvalidRequest(message, param=name, code="invalid_value")
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import psutil
 import torch
 import vllm.config
+from pydantic_core import SchemaValidator
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
@@ -34,6 +35,7 @@ from ..errors import ContextLengthExceeded, InvalidRequest, StartupError
 from ..settings import DEMO_MODEL, Settings
 from .base import EngineStatus, GenerationRequest, TokenStream, Usage
 from .chat_template import TemplateVariables
+from .fail_fast import validator
 from .families import family_of, precision, template_text
 from .greedy import RepeatedStream, copies, repeat_answer
 from .media import register_connector
@@ -290,6 +292,9 @@ class VLLMServing:
 
 
 R = TypeVar("R", ChatCompletionRequest, CompletionRequest)
+_VALIDATORS: dict[type, SchemaValidator] = {
+    model: validator(model) for model in (ChatCompletionRequest, CompletionRequest)
+}
 
 
 def _validated(model: type[R], body: dict[str, Any]) -> R:
@@ -301,7 +306,8 @@ def _validated(model: type[R], body: dict[str, Any]) -> R:
             f"Unrecognized request argument supplied: {name}.{hint}", param=name, code="unknown_parameter"
         )
     try:
-        return model.model_validate(body)
+        validated: R = _VALIDATORS[model].validate_python(body)
+        return validated
     except (AttributeError, KeyError, RecursionError) as error:
         # vLLM's validators see the raw body and expect the right types in it.
         raise InvalidRequest(f"The request holds a value of the wrong type: {error}.") from error
