@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
+from gemma_serve.api.schemas import ChatCompletionBody
 from gemma_serve.engine.fail_fast import validator
 from gemma_serve.engine.relay import REQUESTS
 
@@ -37,6 +38,14 @@ PARTS = {"role": "user", "content": [5] * WRONG}
 def test_a_body_full_of_faults_has_few(kind: str, body: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as caught:
         validator(MODELS[kind]).validate_python(body)
+    assert caught.value.error_count() < 1000
+
+
+def test_our_own_schema_has_few_too() -> None:
+    with pytest.raises(ValidationError) as caught:
+        ChatCompletionBody.model_validate(
+            {"messages": [TEXT], "stream_options": dict.fromkeys(map(str, range(WRONG)))}
+        )
     assert caught.value.error_count() < 1000
 
 
