@@ -25,6 +25,7 @@ from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.metrics.stats import SchedulerStats
 
 from ..errors import EngineCrash, EngineDied
+from .direct import Flushes
 from .entries import TRIAL_TOKENS, Entries, Entry, Trial
 from .quarantine import CRASHED, KILLED, Quarantine
 from .resume import Diverged, Replay, Way, continued, restart, tokens_so_far, way_of
@@ -55,6 +56,7 @@ class ReplaceableCore:
         self._trial: Trial | None = None
         self._replays = 0
         self._last_step = time.monotonic()
+        self.flushes = Flushes()
         self.resumed_total = 0
         """Requests that went on after a death, since the start."""
         self.scheduler_stats: SchedulerStats | None = None
@@ -96,6 +98,7 @@ class ReplaceableCore:
         while True:
             core = self._core
             try:
+                await self.flushes.after_step(core)
                 outputs: EngineCoreOutputs = await core.get_output_async()
             except Exception as error:
                 if not isinstance(error, EngineDeadError):

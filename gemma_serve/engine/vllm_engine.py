@@ -311,6 +311,7 @@ async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLM
     """Put the serving classes on a loaded engine; runs on the event loop that will use it."""
     register_connector()
     supervisor = Supervisor(llm, status)
+    supervisor.flushes.longest = settings.performance.flush_ms / 1000
     await llm.reset_mm_cache()
     await llm.get_supported_tasks()  # asked once, so that no request has to ask an engine that is down
     serving = VLLMServing(settings, supervisor)
