@@ -98,7 +98,7 @@ class ReplaceableCore:
         while True:
             core = self._core
             try:
-                await self.flushes.after_step(core)
+                self.flushes.after_step()
                 outputs: EngineCoreOutputs = await core.get_output_async()
             except Exception as error:
                 if not isinstance(error, EngineDeadError):

@@ -2,9 +2,8 @@
 
 `AsyncLLM` makes three objects of a token, puts them into the request's queue and wakes the task that waits
 there. A stream of plain text needs none of this: once it has begun, its `RequestState` is made to give the
-text alone and its queue is replaced by a `DirectOutput`, which renders in the output loop. What has been
-rendered is written when the loop has nothing more to process: at once while it keeps up, and several tokens
-together, but never later than set, when it is behind.
+text alone and its queue is replaced by a `DirectOutput`, which renders in the output loop. What a step has
+rendered is written after it, or, when this thread is busy, together with the next ones'.
 """
 
 from __future__ import annotations
@@ -13,13 +12,15 @@ import asyncio
 import time
 from typing import Any, NamedTuple
 
-import zmq
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
 from .base import Delta, Sink, Usage
+
+_WINDOW_SECONDS = 0.1
+_SPARE, _FULL = 0.3, 0.7
+"""Shares of a core: up to the first nothing is kept, from the second on for as long as is set."""
 
 
 class Piece(NamedTuple):
@@ -109,36 +110,52 @@ class DirectOutput:
 
 
 class Flushes:
-    """Which streams have something to write, and when they write it."""
+    """Which streams have something to write, and when they write it.
+
+    At once while there is time to spare. The busier this thread is, the longer tokens are kept, so that
+    several go in one write: that costs most of what a token costs.
+    """
 
     def __init__(self) -> None:
         self.longest = 0.0
-        """Seconds for which a token may be kept while others are processed; 0 keeps none."""
+        """Seconds for which a token is kept at most; 0 keeps none."""
+        self._keep = 0.0
         self._dirty: list[DirectOutput] = []
-        self._since = 0.0
+        self._since = self._measured = time.perf_counter()
+        self._cpu = time.thread_time()
+        self._timer: asyncio.TimerHandle | None = None
 
     def add(self, output: DirectOutput) -> None:
         if not self._dirty:
             self._since = time.perf_counter()
         self._dirty.append(output)
 
-    async def after_step(self, core: AsyncMPClient) -> None:
-        """Write, unless the engine has sent more in the meantime and it is early enough to do that first."""
+    def after_step(self) -> None:
+        """All outputs of a step have been processed."""
         if not self._dirty:
             return
-        if _more_to_do(core) and time.perf_counter() - self._since < self.longest:
-            await asyncio.sleep(0)  # requests that come in need the loop too
-            return
+        now = time.perf_counter()
+        if now - self._measured > _WINDOW_SECONDS:
+            self._measure(now)
+        left = self._since + self._keep - now
+        if left <= 0:
+            self.flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(left, self.flush)
+
+    def flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         dirty, self._dirty = self._dirty, []
         for output in dirty:
             output.flush()
 
-
-def _more_to_do(core: AsyncMPClient) -> bool:
-    if not core.outputs_queue.empty():
-        return True
-    socket = core.resources.output_socket
-    return socket is not None and bool(socket.get(zmq.EVENTS) & zmq.POLLIN)
+    def _measure(self, now: float) -> None:
+        cpu = time.thread_time()
+        busy = (cpu - self._cpu) / (now - self._measured)
+        self._cpu, self._measured = cpu, now
+        self._keep = self.longest * min(1.0, max(0.0, (busy - _SPARE) / (_FULL - _SPARE)))
 
 
 def tap(

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import psutil
 import torch
 import vllm.config
+from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
@@ -310,6 +311,7 @@ def _validated(model: type[R], body: dict[str, Any]) -> R:
 async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLMServing:
     """Put the serving classes on a loaded engine; runs on the event loop that will use it."""
     register_connector()
+    envs.enable_envs_cache()  # vLLM looks them up for every request and step: a tenth of this process's time
     supervisor = Supervisor(llm, status)
     supervisor.flushes.longest = settings.performance.flush_ms / 1000
     await llm.reset_mm_cache()

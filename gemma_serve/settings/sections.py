@@ -252,7 +252,7 @@ class PerformanceSettings(Section):
     precision: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     """Type of the weights and activations; `auto` takes what the model was published in."""
     flush_ms: float = Field(default=20, ge=0, le=1000)
-    """When tokens come faster than they can be sent: how long one may be kept, so that it goes with others."""
+    """The busier the server, the longer a token may be kept to be sent with others: this long at most."""
 
 
 class CacheSettings(Section):
