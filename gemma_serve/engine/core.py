@@ -105,6 +105,7 @@ class ReplaceableCore:
                     logger.exception("The engine's output cannot be read")
                 await self._next_after(core)
                 continue
+            self.flushes.before_step()
             self._last_step = time.monotonic()
             if outputs.scheduler_stats is not None:
                 self.scheduler_stats = outputs.scheduler_stats

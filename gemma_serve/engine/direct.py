@@ -19,8 +19,8 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 from .base import Delta, Sink, Usage
 
 _WINDOW_SECONDS = 0.1
-_SPARE, _FULL = 0.3, 0.7
-"""Shares of a core: up to the first nothing is kept, from the second on for as long as is set."""
+_SPARE, _FULL = 0.4, 0.8
+"""Shares of the time: up to the first nothing is kept, from the second on for as long as is set."""
 
 
 class Piece(NamedTuple):
@@ -112,8 +112,8 @@ class DirectOutput:
 class Flushes:
     """Which streams have something to write, and when they write it.
 
-    At once while there is time to spare. The busier this thread is, the longer tokens are kept, so that
-    several go in one write: that costs most of what a token costs.
+    At once while the output loop has time to spare. The less it waits for the engine, the longer tokens are
+    kept, so that several go in one write, which is most of what a token costs.
     """
 
     def __init__(self) -> None:
@@ -121,8 +121,8 @@ class Flushes:
         """Seconds for which a token is kept at most; 0 keeps none."""
         self._keep = 0.0
         self._dirty: list[DirectOutput] = []
-        self._since = self._measured = time.perf_counter()
-        self._cpu = time.thread_time()
+        self._since = self._measured = self._waits = time.perf_counter()
+        self._waited = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, output: DirectOutput) -> None:
@@ -131,17 +131,24 @@ class Flushes:
         self._dirty.append(output)
 
     def after_step(self) -> None:
-        """All outputs of a step have been processed."""
+        """All outputs of a step have been processed, and the loop waits for the next."""
+        now = self._waits = time.perf_counter()
+        if now - self._measured > _WINDOW_SECONDS:
+            busy = 1 - self._waited / (now - self._measured)
+            self._measured, self._waited = now, 0.0
+            self._keep = self.longest * min(1.0, max(0.0, (busy - _SPARE) / (_FULL - _SPARE)))
         if not self._dirty:
             return
-        now = time.perf_counter()
-        if now - self._measured > _WINDOW_SECONDS:
-            self._measure(now)
         left = self._since + self._keep - now
         if left <= 0:
             self.flush()
+            self._waits = time.perf_counter()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(left, self.flush)
+
+    def before_step(self) -> None:
+        """The engine has sent the next."""
+        self._waited += time.perf_counter() - self._waits
 
     def flush(self) -> None:
         if self._timer is not None:
@@ -150,12 +157,6 @@ class Flushes:
         dirty, self._dirty = self._dirty, []
         for output in dirty:
             output.flush()
-
-    def _measure(self, now: float) -> None:
-        cpu = time.thread_time()
-        busy = (cpu - self._cpu) / (now - self._measured)
-        self._cpu, self._measured = cpu, now
-        self._keep = self.longest * min(1.0, max(0.0, (busy - _SPARE) / (_FULL - _SPARE)))
 
 
 def tap(
