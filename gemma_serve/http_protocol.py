@@ -7,12 +7,14 @@ has stopped. The application cannot mend that: it does not run yet, or it waits 
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from .api.streaming import WRITE
 from .errors import HeadTooLarge, InvalidRequest, RequestTimeout, ServeError, Unavailable
 from .settings import ServerSettings
 
@@ -110,7 +112,11 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         if self._refusal is not None:
             raise self._refusal  # the parser stops, and `send_400_response` is called
         self._in_head = False
+        extensions: dict[str, Any] = {}
+        self.scope["extensions"] = extensions
         super().on_headers_complete()
+        if self.cycle is not None and self.cycle.scope is self.scope:
+            extensions[WRITE] = functools.partial(_write, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0
@@ -191,3 +197,11 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         elif self._open():
             seconds = self.limits.read_timeout_seconds
             self._refuse(RequestTimeout(f"The whole request did not arrive within {seconds:g} s."))
+
+
+def _write(cycle: RequestResponseCycle, data: bytes) -> bool:
+    """Go on with an answer in chunks that has begun, as uvicorn's `send` would; False if it would wait."""
+    if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+    return True

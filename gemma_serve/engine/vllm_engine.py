@@ -14,6 +14,7 @@ import psutil
 import torch
 import vllm.config
 from pydantic_core import SchemaValidator
+from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
@@ -316,7 +317,9 @@ def _validated(model: type[R], body: dict[str, Any]) -> R:
 async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLMServing:
     """Put the serving classes on a loaded engine; runs on the event loop that will use it."""
     register_connector()
+    envs.enable_envs_cache()  # vLLM looks them up for every request and step: a tenth of this process's time
     supervisor = Supervisor(llm, status)
+    supervisor.flushes.longest = settings.performance.flush_ms / 1000
     await llm.reset_mm_cache()
     await llm.get_supported_tasks()  # asked once, so that no request has to ask an engine that is down
     serving = VLLMServing(settings, supervisor)

@@ -20,7 +20,9 @@ from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.outputs import RequestOutput
 
 from ..errors import InvalidRequest, ServeError
-from .base import Delta, Usage
+from . import base
+from .base import Delta, Sink, Usage
+from .supervisor import Supervisor
 from .vllm_errors import map_error, mapped_errors, raise_for_error
 from .vllm_names import ErrorResponse, UsageInfo
 
@@ -42,7 +44,9 @@ class ChatServing(OpenAIServingChat):  # type: ignore[misc]
         parsed = parser is not None and (request.tools or parser.reasoning_parser_cls is not None)
         plain = not (parsed or request.logprobs or request.echo or _wants_details(request))
         if plain:
-            stream: Stream = PlainStream(_numbered(result_generator), request.n or 1, _constrained(request))
+            stream: Stream = PlainStream(
+                self.engine_client, _numbered(result_generator), request.n or 1, _constrained(request)
+            )
         else:
             below = Below()
             results = below.watched(result_generator)
@@ -68,7 +72,13 @@ class CompletionServing(OpenAIServingCompletion):  # type: ignore[misc]
     ) -> Stream:
         plain = request.logprobs is None and not (request.echo or _wants_details(request))
         if plain:
-            stream: Stream = PlainStream(result_generator, request.n or 1, _constrained(request))
+            stream: Stream = PlainStream(
+                self.engine_client,
+                result_generator,
+                request.n or 1,
+                _constrained(request),
+                len(engine_inputs),
+            )
         else:
             below = Below()
             results = below.watched(result_generator)
@@ -141,7 +151,7 @@ async def _with_prompt_logprobs(
         await results.aclose()
 
 
-class Stream:
+class Stream(base.Stream):
     """Common to both kinds: see `base.TokenStream`."""
 
     id = ""
@@ -161,33 +171,58 @@ class PlainStream(Stream):
     """Text and finish reasons, straight from the engine's outputs."""
 
     def __init__(
-        self, results: AsyncGenerator[tuple[int, RequestOutput], None], n: int, constrained: bool
+        self,
+        engine: Supervisor,
+        results: AsyncGenerator[tuple[int, RequestOutput], None],
+        n: int,
+        constrained: bool,
+        prompts: int = 1,
     ) -> None:
         super().__init__(results)
+        self._engine = engine
+        self._single = n == prompts == 1
         self._n = n
         self._constrained = constrained
 
+        self._prompts_counted: set[int] = set()
+
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        usage, n = self.usage, self._n
-        prompt_counted: set[int] = set()
         with mapped_errors():
             async for prompt_index, result in self._source:
-                if result.prompt_token_ids is not None and prompt_index not in prompt_counted:
-                    prompt_counted.add(prompt_index)
-                    usage.prompt_tokens += len(result.prompt_token_ids)
-                    _add_cached(usage, result.num_cached_tokens)
-                deltas = []
-                for output in result.outputs:
-                    usage.completion_tokens += len(output.token_ids)
-                    reason = output.finish_reason
-                    if reason == "error":
-                        raise generation_failed(self._constrained)
-                    if not output.text and reason is None:
-                        continue  # half a character, or a prefill step
-                    stop = None if output.stop_reason is None else {"stop_reason": output.stop_reason}
-                    deltas.append(Delta(output.index + prompt_index * n, output.text, reason, None, stop))
-                if deltas:
+                if deltas := self._deltas(prompt_index, result):
                     yield deltas
+
+    async def feed(self, sink: Sink) -> None:
+        with mapped_errors():
+            async for prompt_index, result in self._source:
+                deltas = self._deltas(prompt_index, result)
+                for delta in deltas:
+                    sink.put(delta)
+                if deltas and not sink.flush():
+                    await sink.drain()
+                if self._single and (rest := self._engine.tap(result, sink, self.usage)) is not None:
+                    await rest.run()
+                    if rest.finish_reason == "error":
+                        raise generation_failed(self._constrained)
+                    return
+
+    def _deltas(self, prompt_index: int, result: RequestOutput) -> list[Delta]:
+        usage = self.usage
+        if result.prompt_token_ids is not None and prompt_index not in self._prompts_counted:
+            self._prompts_counted.add(prompt_index)
+            usage.prompt_tokens += len(result.prompt_token_ids)
+            _add_cached(usage, result.num_cached_tokens)
+        deltas = []
+        for output in result.outputs:
+            usage.completion_tokens += len(output.token_ids)
+            reason = output.finish_reason
+            if reason == "error":
+                raise generation_failed(self._constrained)
+            if not output.text and reason is None:
+                continue  # half a character, or a prefill step
+            stop = None if output.stop_reason is None else {"stop_reason": output.stop_reason}
+            deltas.append(Delta(output.index + prompt_index * self._n, output.text, reason, None, stop))
+        return deltas
 
 
 class Below:
