@@ -9,7 +9,7 @@ from typing import Any
 
 from .admission import Admission, Slot
 from .clients import current_client
-from .engine.base import Delta, Engine, GenerationRequest, RelayKind, TokenStream
+from .engine.base import Delta, Engine, GenerationRequest, RelayKind, Sink, TokenStream
 from .errors import ServeError
 from .logs import RequestRecord, current_request
 from .metrics import Inference, Metrics
@@ -161,10 +161,22 @@ class RecordedStream:
         try:
             async for deltas in self.tokens:
                 if measures.first_token is None:
-                    measures.first_token = now = time.perf_counter()
-                    self._record.time_to_first_token = now - self._started
+                    self.note_first_token()
                 yield deltas
             measures.outcome = "ok"
+        except Exception as error:
+            self._work.failed(error)
+            raise
+
+    def note_first_token(self) -> None:
+        self._work.measures.first_token = now = time.perf_counter()
+        self._record.time_to_first_token = now - self._started
+
+    async def feed(self, sink: Sink) -> None:
+        """In place of the iteration. Whoever calls it notes the first token."""
+        try:
+            await self.tokens.feed(sink)
+            self._work.measures.outcome = "ok"
         except Exception as error:
             self._work.failed(error)
             raise
