@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -176,7 +177,8 @@ class Sessions:
                 if not self._fail_open:
                     raise
         self._memory.pop(session_id, None)
-        self._memory[session_id] = stored
+        with contextlib.suppress(ValueError):  # larger than the whole memory, which only escapes can make it
+            self._memory[session_id] = stored
         return True
 
     def _key(self, session_id: str) -> str:
