@@ -18,6 +18,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from . import __version__
 from .admission import Admission
 from .api import blocks as blocks_api
+from .api import cache as cache_api
 from .api import docs, generate, relay, usage
 from .api import health as health_api
 from .api import models as models_api
@@ -26,6 +27,8 @@ from .api.schemas import ChatCompletionBody, CompletionBody
 from .api.streaming import ClientDisconnected
 from .api_keys import ApiKeys
 from .blocks import Blocks
+from .cache import ResponseCache
+from .cached_generation import CachedGenerator
 from .drain import Drain
 from .engine.base import Engine, EngineStatus
 from .engine.lifecycle import VLLMEngine
@@ -52,7 +55,7 @@ logger = logging.getLogger(__name__)
 _DESCRIPTION = "OpenAI-compatible API for Google's Gemma models, on vLLM."
 
 
-_EXPOSED_HEADERS = ["X-Request-Id", "Retry-After"] + [
+_EXPOSED_HEADERS = ["X-Request-Id", "Retry-After", "X-Cache", "Age"] + [
     f"x-ratelimit-{what}-{kind}"
     for kind in ("requests", "tokens")
     for what in ("limit", "remaining", "reset")
@@ -70,12 +73,13 @@ def create_app(
     engine = engine or VLLMEngine(settings)
     models = Models(settings, engine)
     admission = Admission(settings.queue, engine.capacity)
-    generator = Generator(engine, admission)
     drain = drain or Drain()
     health = Health(engine, drain)
     keys = ApiKeys(settings.security)
     storage = SharedStorage(settings.storage) if settings.storage.url else None
     limiter = RateLimiter(settings, storage)
+    cache = ResponseCache(settings.cache, storage) if settings.cache.enabled else None
+    generator = Generator(engine, admission) if cache is None else CachedGenerator(engine, admission, cache)
     blocks = Blocks(settings.security, storage)
 
     def log_change(status: EngineStatus) -> None:
@@ -93,6 +97,8 @@ def create_app(
             await stack.enter_async_context(keys.watched())
             await stack.enter_async_context(limiter.running())
             await stack.enter_async_context(blocks.shared())
+            if cache is not None:
+                stack.push_async_callback(cache.aclose)
             stack.push_async_callback(engine.stop)
             await engine.start()
             yield
@@ -108,11 +114,13 @@ def create_app(
         middleware=middleware(settings, drain, keys, blocks, limiter),
     )
     app.state.admission = admission
+    app.state.cache = cache
     app.include_router(generate.router(generator, models, settings))
     app.include_router(relay.router(generator, models, settings))
     app.include_router(models_api.router(models))
     app.include_router(usage.router(limiter))
     app.include_router(blocks_api.router(blocks))
+    app.include_router(cache_api.router(cache, models))
     app.include_router(health_api.router(health))
     app.include_router(version_api.router())
     docs.install(app, [ChatCompletionBody, CompletionBody])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 from .admission import Admission, Slot
@@ -40,7 +40,7 @@ class Generator:
         finally:
             slot.leave()
         if (record := current_request.get()) is not None:
-            record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+            record.note(usage.prompt_tokens, usage.completion_tokens)
         return answer
 
     async def stream(self, request: GenerationRequest) -> RecordedStream:
@@ -48,7 +48,7 @@ class Generator:
         started = time.perf_counter()
         slot = await self._enter(request.body, request.size, request.answers)
         try:
-            return RecordedStream(await self._engine.stream(request), started, slot)
+            return RecordedStream(await self._engine.stream(request), started, slot.leave)
         except BaseException:
             slot.leave()
             raise
@@ -99,11 +99,18 @@ class RelayedEvents:
 class RecordedStream:
     """A `TokenStream` that writes its times and counts into the request's record."""
 
-    def __init__(self, stream: TokenStream, started: float, slot: Slot) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        started: float,
+        on_end: Callable[[], None],
+        counts: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.tokens = stream
         self._record = current_request.get() or RequestRecord(stream.id)
         self._started = started
-        self._slot = slot
+        self._on_end = on_end
+        self._counts = counts
 
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
         record = self._record
@@ -114,12 +121,11 @@ class RecordedStream:
 
     async def aclose(self) -> None:
         """Stop the generation if it still runs. Call it however the iteration ended."""
+        counts = self._counts()
         try:
             await self.tokens.aclose()
         finally:
-            self._slot.leave()
-        usage = self.tokens.usage
-        self._record.prompt_tokens, self._record.completion_tokens = (
-            usage.prompt_tokens,
-            usage.completion_tokens,
-        )
+            self._on_end()
+        if counts:
+            usage = self.tokens.usage
+            self._record.note(usage.prompt_tokens, usage.completion_tokens)

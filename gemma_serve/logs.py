@@ -9,7 +9,7 @@ import sys
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -26,6 +26,14 @@ class RequestRecord:
     completion_tokens: int | None = None
     time_to_first_token: float | None = None
     """Seconds from the validated request to the first text."""
+    cache: Literal["hit", "miss", "bypass", "coalesced"] | None = None
+    """What the response cache did; None where it has no part."""
+    cache_age: int | None = None
+    """Seconds since a hit was generated."""
+
+    def note(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """What the request took, which is what counts against its client's limits."""
+        self.prompt_tokens, self.completion_tokens = prompt_tokens, completion_tokens
 
 
 current_request: ContextVar[RequestRecord | None] = ContextVar("current_request", default=None)

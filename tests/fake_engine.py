@@ -9,7 +9,15 @@ from typing import Any
 
 import orjson
 
-from gemma_serve.engine.base import Delta, EngineState, EngineStatus, GenerationRequest, RelayKind, Usage
+from gemma_serve.engine.base import (
+    Delta,
+    EngineState,
+    EngineStatus,
+    GenerationRequest,
+    LoadedModel,
+    RelayKind,
+    Usage,
+)
 from gemma_serve.errors import ServeError
 
 
@@ -33,7 +41,7 @@ class FakeStream:
             await asyncio.sleep(self._engine._pause)
             self.usage.completion_tokens += 1
             last = position == len(self._engine.words) - 1
-            yield [Delta(0, word, "stop" if last else None)]
+            yield [Delta(0, word, self._engine.finish_reason if last else None)]
 
     async def aclose(self) -> None:
         self.closed = True
@@ -56,6 +64,8 @@ class FakeEngine:
         self.words, self.hang_at, self.fail_at = words, hang_at, fail_at
         self.error = error or ServeError("the fake engine failed")
         self.status = EngineStatus()
+        self.finish_reason = "stop"
+        self.model = LoadedModel("fake")
         self.requests: list[GenerationRequest] = []
         self.streams: list[FakeStream] = []
         self.hanging = 0
@@ -80,7 +90,23 @@ class FakeEngine:
         if self.hang_at is not None:
             await self.hang()
         await asyncio.sleep(self._pause * len(self.words))
-        return {"id": "x", "choices": [], "model": request.model}, Usage(3, len(self.words))
+        usage = Usage(3, len(self.words))
+        answer = {
+            "id": f"chatcmpl-{request.request_id}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": request.model,
+            "choices": [self._choice(request)],
+            "system_fingerprint": "fake",
+            "usage": usage.body(),
+        }
+        return answer, usage
+
+    def _choice(self, request: GenerationRequest) -> dict[str, Any]:
+        text = "".join(self.words)
+        message = {"role": "assistant", "content": text, "refusal": None}
+        said = {"message": message} if request.kind == "chat" else {"text": text}
+        return {"index": 0, "logprobs": None, "finish_reason": self.finish_reason, **said}
 
     async def stream(self, request: GenerationRequest) -> FakeStream:
         self.requests.append(request)
@@ -104,6 +130,9 @@ class FakeEngine:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+
+    def loaded(self) -> LoadedModel | None:
+        return self.model
 
     def capacity(self) -> int:
         return 256

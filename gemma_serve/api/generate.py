@@ -9,13 +9,13 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ..engine.base import GenerationRequest, Kind, TokenStream
+from ..engine.base import CacheUse, GenerationRequest, Kind, TokenStream
 from ..errors import InvalidRequest
 from ..generation import Generator
-from ..logs import current_request
+from ..logs import RequestRecord, current_request
 from ..models import Models
 from ..settings import LimitsSettings, Settings
-from .body import body_size, patience_of, read_body
+from .body import body_size, cache_use, patience_of, read_body
 from .cost_caps import check_caps, default_length
 from .docs import errors, request_schema
 from .schemas import ChatCompletion, ChatCompletionBody, Completion, CompletionBody, GenerationBody
@@ -73,7 +73,7 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         body, checked = await read_body(request, schema, settings.limits.max_json_depth)
         _check_parameters(body, settings.limits)
         default_length(body, settings.limits)
-        work = _request(kind, body, models, size)
+        work = _request(kind, body, models, size, cache_use(request))
         form = _stream_form(request)
         if form == "text" and (checked.n or 1) > 1:
             raise InvalidRequest(
@@ -133,7 +133,9 @@ def _stream_form(request: Request) -> Form:
     return {"text/plain": "text", "application/x-ndjson": "lines"}.get(first, "events")  # type: ignore[return-value]
 
 
-def _request(kind: Kind, body: dict[str, Any], models: Models, size: int) -> GenerationRequest:
+def _request(
+    kind: Kind, body: dict[str, Any], models: Models, size: int, cache: CacheUse
+) -> GenerationRequest:
     model = models.resolve(body.get("model"))
     record = current_request.get()
     if record is not None:
@@ -143,7 +145,11 @@ def _request(kind: Kind, body: dict[str, Any], models: Models, size: int) -> Gen
         name: value for name, value in body.items() if value is not None and name not in _WITHOUT_EFFECT
     }
     answers = _prompts(body) * (body.get("n") or 1)
-    return GenerationRequest(kind, passed, record.id if record else uuid.uuid4().hex, model, size, answers)
+    return GenerationRequest(kind, passed, _id(record), model, size, answers, cache)
+
+
+def _id(record: RequestRecord | None) -> str:
+    return record.id if record else uuid.uuid4().hex
 
 
 def _prompts(body: dict[str, Any]) -> int:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .. import logs
 from ..errors import StartupError
 from ..settings import Settings
-from .base import EngineState, EngineStatus, GenerationRequest, RelayKind, TokenStream, Usage
+from .base import EngineState, EngineStatus, GenerationRequest, LoadedModel, RelayKind, TokenStream, Usage
 from .load_errors import sentence
 from .process_output import EngineOutput, formatted_stderr
 from .processes import Footprint, end_children
@@ -51,6 +51,7 @@ class VLLMEngine:
         self._llm: AsyncLLM | None = None
         self._core: ReplaceableCore | None = None
         self._serving: VLLMServing | None = None
+        self._loaded: LoadedModel | None = None
         self._footprint: Footprint | None = None
         self._restarts = Restarts(settings.supervisor)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -80,6 +81,7 @@ class VLLMEngine:
             llm.engine_core = self._core
             self._serving = await serve(self._settings, llm, self.status)
             self._footprint = await asyncio.to_thread(Footprint)
+            self._loaded = await asyncio.to_thread(self._serving.describe, self._settings)
         except Exception as error:
             logger.debug("The engine failed to start", exc_info=True)
             self.status.set(EngineState.FAILED, error=self._reason(error, output))
@@ -234,6 +236,9 @@ class VLLMEngine:
         self.status.require_serving()
         assert self._serving is not None
         return self._serving
+
+    def loaded(self) -> LoadedModel | None:
+        return self._loaded
 
     def capacity(self) -> int:
         if self._llm is None:

@@ -37,6 +37,6 @@ class Policy:
 
     @staticmethod
     def scope_needed(path: str) -> clients.Scope:
-        if path == "/admin" or path.startswith("/admin/"):
+        if path == "/admin" or path.startswith("/admin/") or path == "/v1/cache":
             return "admin"
         return "metrics" if path == "/metrics" else "inference"

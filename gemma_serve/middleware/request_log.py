@@ -42,6 +42,8 @@ class RequestLog:
             if message["type"] in _STARTS:
                 status, accepted = message.get("status", 101), True
                 headers = [*message.get("headers", []), (b"x-request-id", record.id.encode())]
+                if record.cache is not None:
+                    headers += _cache_headers(record)
                 message = {**message, "headers": headers}
             elif message["type"] == "websocket.close":
                 status, finished = (status if accepted else _REFUSED), True
@@ -81,8 +83,16 @@ class RequestLog:
                 "prompt_tokens": record.prompt_tokens,
                 "completion_tokens": record.completion_tokens,
                 "time_to_first_token": record.time_to_first_token,
+                "cache": record.cache,
             },
         )
+
+
+def _cache_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
+    headers = [(b"x-cache", str(record.cache).encode())]
+    if record.cache_age is not None:
+        headers.append((b"age", b"%d" % record.cache_age))
+    return headers
 
 
 def _request_id(scope: Scope) -> str:

@@ -5,6 +5,7 @@ named by `--config` or `GEMMA_CONFIG`, the defaults in `sections.py`. README's t
 """
 
 from .sections import (
+    CacheSettings,
     LimitsSettings,
     ModelSettings,
     QueueSettings,
@@ -31,6 +32,7 @@ DEMO_MODEL = "gemma-demo"
 
 __all__ = [
     "DEMO_MODEL",
+    "CacheSettings",
     "LimitsSettings",
     "ModelSettings",
     "QueueSettings",

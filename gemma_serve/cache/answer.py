@@ -1,0 +1,207 @@
+"""A finished answer, kept as the engine gave it: whole, or in deltas. Each form is made of the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from ..engine.base import Delta, Kind, TokenStream, Usage
+
+_FINISHED = {"stop", "length", "tool_calls"}  # and not aborted
+_OBJECTS = {"chat": "chat.completion", "completion": "text_completion"}
+_ID_PREFIXES = {"chat": "chatcmpl", "completion": "cmpl"}
+_OF_THE_BODY = {"id", "object", "created", "model", "choices", "usage", "system_fingerprint"}
+_OF_A_CHOICE = {"index", "message", "text", "finish_reason"}
+_OF_A_MESSAGE = {"role", "content", "refusal"}
+
+
+@dataclass(slots=True)
+class Answer:
+    kind: Kind
+    created: int
+    model: str
+    fingerprint: str | None
+    usage: Usage
+    whole: dict[str, Any] | None = None
+    """OpenAI's answer, if the engine gave it whole."""
+    deltas: list[Delta] | None = None
+    """What it gave, if it streamed."""
+    stored: float = field(default_factory=time.time)
+    """Seconds since 1970."""
+
+    @classmethod
+    def of_body(cls, kind: Kind, body: dict[str, Any], usage: Usage) -> Answer:
+        return cls(kind, body["created"], body["model"], body.get("system_fingerprint"), usage, whole=body)
+
+    @classmethod
+    def of_stream(cls, kind: Kind, stream: TokenStream, deltas: list[Delta]) -> Answer:
+        return cls(kind, stream.created, stream.model, stream.fingerprint, stream.usage, deltas=deltas)
+
+    @property
+    def age(self) -> int:
+        """Seconds."""
+        return max(0, int(time.time() - self.stored))
+
+    def is_finished(self) -> bool:
+        """Has every choice come to its own end?"""
+        if self.whole is not None:
+            reasons = {choice["index"]: choice.get("finish_reason") for choice in self.whole["choices"]}
+        else:
+            reasons = {}
+            for delta in self.deltas or ():
+                reasons[delta.index] = delta.finish_reason or reasons.get(delta.index)
+        return bool(reasons) and _FINISHED.issuperset(reasons.values())
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The answer in OpenAI's shape, under an id of its own: clients tell answers apart by it."""
+        name = answer_id(self.kind, request_id)
+        if self.whole is not None:
+            return self.whole | {"id": name}
+        body: dict[str, Any] = {
+            "id": name,
+            "object": _OBJECTS[self.kind],
+            "created": self.created,
+            "model": self.model,
+            "choices": [],
+        }
+        if self.fingerprint is not None:
+            body["system_fingerprint"] = self.fingerprint
+        choices: dict[int, dict[str, Any]] = {}
+        texts: dict[int, list[str]] = {}
+        for delta in self.deltas or ():
+            choice = choices.setdefault(delta.index, {"logprobs": None})
+            texts.setdefault(delta.index, []).append(delta.text)
+            choice["finish_reason"] = delta.finish_reason or choice.get("finish_reason")
+            if delta.delta is not None:
+                _merge(choice.setdefault("message", {}), delta.delta)
+            if delta.choice is not None:
+                _merge(choice, delta.choice)
+            for key, value in (delta.extra or {}).items():
+                if key != "usage":
+                    body.setdefault(key, value)
+        for index, choice in sorted(choices.items()):
+            body["choices"].append({"index": index, **self._content("".join(texts[index]), choice), **choice})
+        return body | {"usage": self.usage.body()}
+
+    def _content(self, text: str, choice: dict[str, Any]) -> dict[str, Any]:
+        if self.kind == "completion":
+            return {"text": text}
+        parts = choice.pop("message", {})
+        content = parts.pop("content", "") + text
+        for call in parts.get("tool_calls", ()):
+            call.pop("index", None)
+        return {
+            "message": {"role": "assistant", "content": content or (None if parts else ""), "refusal": None}
+            | parts
+        }
+
+    def stream(self) -> list[Delta]:
+        """What a stream of it gives; all at once where the engine gave it whole."""
+        if self.whole is None:
+            return self.deltas or []
+        extra = {name: value for name, value in self.whole.items() if name not in _OF_THE_BODY} or None
+        return [_delta(choice, extra) for choice in self.whole["choices"]]
+
+    def encode(self) -> bytes:
+        """Lists without names, as short as JSON gets."""
+        deltas = None if self.deltas is None else [_row(delta) for delta in self.deltas]
+        usage = [self.usage.prompt_tokens, self.usage.completion_tokens, self.usage.details]
+        return orjson.dumps(
+            [
+                self.kind,
+                self.created,
+                self.model,
+                self.fingerprint,
+                usage,
+                self.whole,
+                deltas,
+                round(self.stored, 3),
+            ]
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Answer:
+        """Raises `ValueError` when it is not what `encode` gave."""
+        try:
+            kind, created, model, fingerprint, usage, whole, rows, stored = orjson.loads(data)
+            deltas = None if rows is None else [Delta(*row) for row in rows]
+            return cls(kind, created, model, fingerprint, Usage(*usage), whole, deltas, stored)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+
+def answer_id(kind: Kind, request_id: str) -> str:
+    """As vLLM names an answer."""
+    return f"{_ID_PREFIXES[kind]}-{request_id}"
+
+
+class AnswerStream:
+    """A `TokenStream` of an answer that is there."""
+
+    def __init__(self, answer: Answer, request_id: str) -> None:
+        self.id = answer_id(answer.kind, request_id)
+        self.created, self.model, self.fingerprint = answer.created, answer.model, answer.fingerprint
+        self.usage = answer.usage
+        self._answer = answer
+
+    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        yield self._answer.stream()
+
+    async def aclose(self) -> None:
+        pass
+
+
+def _row(delta: Delta) -> list[Any]:
+    row = [delta.index, delta.text, delta.finish_reason, delta.delta, delta.choice, delta.extra]
+    while row[-1] is None:
+        row.pop()
+    return row
+
+
+def _delta(choice: dict[str, Any], extra: dict[str, Any] | None) -> Delta:
+    message = choice.get("message") or {}
+    parts = {name: value for name, value in message.items() if name not in _OF_A_MESSAGE and value}
+    text = choice.get("text") or message.get("content") or ""
+    if parts:
+        if text:
+            parts["content"], text = text, ""
+        if "tool_calls" in parts:
+            parts["tool_calls"] = [{"index": index, **call} for index, call in enumerate(parts["tool_calls"])]
+    details = {
+        name: value for name, value in choice.items() if name not in _OF_A_CHOICE and value is not None
+    }
+    return Delta(choice["index"], text, choice.get("finish_reason"), parts or None, details or None, extra)
+
+
+def _merge(whole: dict[str, Any], part: dict[str, Any]) -> None:
+    """Add what a later chunk says: texts and lists grow, tool calls by their index."""
+    for name, value in part.items():
+        known = whole.get(name)
+        if name == "tool_calls":
+            _merge_calls(whole.setdefault(name, []), value)
+        elif isinstance(known, str) and isinstance(value, str) and name not in ("type", "id", "stop_reason"):
+            whole[name] = known + value
+        elif isinstance(known, list) and isinstance(value, list):
+            known.extend(_copied(value))
+        elif isinstance(known, dict) and isinstance(value, dict):
+            _merge(known, value)
+        else:
+            whole[name] = _copied(value)
+
+
+def _merge_calls(calls: list[dict[str, Any]], parts: list[dict[str, Any]]) -> None:
+    for part in parts:
+        known = next((call for call in calls if call.get("index") == part.get("index")), None)
+        if known is None:
+            calls.append(_copied(part))
+        else:
+            _merge(known, part)
+
+
+def _copied(value: Any) -> Any:
+    """What is merged into must not be the chunk's own."""
+    return orjson.loads(orjson.dumps(value)) if isinstance(value, dict | list) else value
