@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from .admission import Admission
-from .cache import Answer, AnswerStream, CacheKey, Flight, ResponseCache, Seat, SeatStream
+from .cache import Answer, CacheKey, Flight, ResponseCache, Seat, SeatStream
 from .clients import current_client
-from .engine.base import Engine, GenerationRequest, TokenStream
+from .engine.base import Engine, GenerationRequest
 from .generation import Generator, RecordedStream
 from .logs import RequestRecord, current_request
 from .rate_limit import abandon, reserve_tokens
@@ -31,61 +31,48 @@ class CachedGenerator(Generator):
         else:
             super().require_room(body_bytes)
 
-    async def complete(self, request: GenerationRequest) -> dict[str, Any]:
-        record = current_request.get() or RequestRecord(request.request_id)
-        found = await self._look(request, record)
-        if found is None:
-            return await super().complete(request)
-        if isinstance(found, Answer):
-            answer, pays = found, self._cache.hits_cost_tokens
-        else:
-            try:
-                answer = await found.answer()
-                pays = self._pays(found)
-            finally:
-                await _leave(found)
-        if pays:
-            record.note(answer.usage.prompt_tokens, answer.usage.completion_tokens)
-        return answer.body(request.public_id)
-
-    async def stream(self, request: GenerationRequest) -> RecordedStream:
-        started = time.perf_counter()
-        record = current_request.get() or RequestRecord(request.request_id)
-        found = await self._look(request, record)
-        if found is None:
-            return await super().stream(request)
-        if isinstance(found, Answer):
-            stream: TokenStream = AnswerStream(found, request.public_id)
-            return RecordedStream(stream, started, _nothing, lambda: self._cache.hits_cost_tokens)
-        seat = found
-        stream = SeatStream(seat, request.kind, request.public_id)
-        return RecordedStream(stream, started, _nothing, lambda: self._pays(seat))
-
-    def _pays(self, seat: Seat) -> bool:
-        return seat.pays or self._cache.hits_cost_tokens
-
-    async def _look(self, request: GenerationRequest, record: RequestRecord) -> Answer | Seat | None:
-        """The answer, or a place in the generation of it; None where the cache has no part."""
+    async def find(self, request: GenerationRequest) -> tuple[Answer | None, CacheKey | None]:
         self._engine.status.require_serving()
-        cache = self._cache
+        cache, record = self._cache, _record(request)
         key = await cache.key(request, current_client.get(), self._engine.loaded())
         if key is None:
             record.cache = "bypass"
-            return None
-        fresh = request.cache == "refresh"
-        if not fresh and not cache.under_way(key) and (answer := await cache.find(key)) is not None:
-            if cache.hits_cost_tokens:
-                usage = answer.usage
-                await reserve_tokens(lambda: (usage.prompt_tokens, usage.completion_tokens))
-            record.cache, record.cache_age = "hit", answer.age
-            return answer
-        return await self._seat(key, fresh, request, record)
+            return None, None
+        if request.cache == "refresh" or cache.under_way(key) or (answer := await cache.find(key)) is None:
+            return None, key
+        if cache.hits_cost_tokens:
+            usage = answer.usage
+            await reserve_tokens(lambda: (usage.prompt_tokens, usage.completion_tokens))
+            record.note(usage.prompt_tokens, usage.completion_tokens)
+        record.cache, record.cache_age = "hit", answer.age
+        return answer, None
 
-    async def _seat(
-        self, key: CacheKey, fresh: bool, request: GenerationRequest, record: RequestRecord
-    ) -> Seat:
-        """Where tokens may come by now."""
-        reserved = False
+    async def complete(self, request: GenerationRequest, key: CacheKey | None = None) -> dict[str, Any]:
+        if key is None:
+            return await super().complete(request)
+        seat = await self._seat(key, request)
+        try:
+            answer = await seat.answer()
+            if self._counts(seat):
+                _record(request).note(answer.usage.prompt_tokens, answer.usage.completion_tokens)
+        finally:
+            await _leave(seat)
+        return answer.body(request.public_id)
+
+    async def stream(self, request: GenerationRequest, key: CacheKey | None = None) -> RecordedStream:
+        if key is None:
+            return await super().stream(request)
+        started = time.perf_counter()
+        seat = await self._seat(key, request)
+        stream = SeatStream(seat, request.kind, request.public_id)
+        return RecordedStream(stream, started, lambda: None, lambda: self._counts(seat))
+
+    def _counts(self, seat: Seat) -> bool:
+        return seat.pays or self._cache.hits_cost_tokens
+
+    async def _seat(self, key: CacheKey, request: GenerationRequest) -> Seat:
+        """In the one generation of this question, where tokens may come by now."""
+        fresh, reserved, record = request.cache == "refresh", False, _record(request)
         while True:
             flight, begins = self._cache.flight(key, fresh)
             record.cache = "coalesced" if not begins else "bypass" if fresh else "miss"
@@ -131,4 +118,5 @@ async def _leave(seat: Seat) -> None:
     await seat.leave()
 
 
-def _nothing() -> None: ...
+def _record(request: GenerationRequest) -> RequestRecord:
+    return current_request.get() or RequestRecord(request.request_id)

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 from .admission import Admission, Slot
+from .cache import Answer, CacheKey
 from .clients import current_client
 from .engine.base import Delta, Engine, GenerationRequest, RelayKind, TokenStream
 from .logs import RequestRecord, current_request
@@ -29,7 +30,11 @@ class Generator:
         self._engine.status.require_serving()
         self._admission.require_room(body_bytes)
 
-    async def complete(self, request: GenerationRequest) -> dict[str, Any]:
+    async def find(self, request: GenerationRequest) -> tuple[Answer | None, CacheKey | None]:
+        """The answer, if it is there already; else what to keep it under, for the call that makes it."""
+        return None, None
+
+    async def complete(self, request: GenerationRequest, key: CacheKey | None = None) -> dict[str, Any]:
         """The whole answer in OpenAI's shape."""
         slot = await self._enter(request.body, request.size, request.answers)
         try:
@@ -43,7 +48,7 @@ class Generator:
             record.note(usage.prompt_tokens, usage.completion_tokens)
         return answer
 
-    async def stream(self, request: GenerationRequest) -> RecordedStream:
+    async def stream(self, request: GenerationRequest, key: CacheKey | None = None) -> RecordedStream:
         """The answer as it comes."""
         started = time.perf_counter()
         slot = await self._enter(request.body, request.size, request.answers)

@@ -9,6 +9,7 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from ..cache import AnswerStream
 from ..engine.base import CacheUse, GenerationRequest, Kind, TokenStream
 from ..errors import InvalidRequest
 from ..generation import Generator
@@ -27,6 +28,7 @@ from .streaming import (
     GenerationStream,
     TextWriter,
     Writer,
+    stored_stream,
     until_disconnect,
 )
 
@@ -82,16 +84,25 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         if checked.stream or form != "events":
             work.body["stream"] = True
             usage = bool((body.get("stream_options") or {}).get("include_usage"))
+            copies = checked.n or 1
 
             def make_writer(stream: TokenStream) -> Writer:
                 if form == "text":
                     return TextWriter()
                 return ChunkWriter(kind, stream, usage, json_lines=form == "lines")
 
+            found, key = await generator.find(work)
+            if found is not None:
+                stream = AnswerStream(found, work.public_id)
+                return stored_stream(make_writer(stream), copies, found.stream(), _HEADERS[form])
             return GenerationStream(
-                lambda: generator.stream(work), make_writer, _HEADERS[form], patience, checked.n or 1
+                lambda: generator.stream(work, key), make_writer, _HEADERS[form], patience, copies
             )
-        answer = await until_disconnect(request.receive, generator.complete(work), patience.deadline)
+        found, key = await generator.find(work)
+        if found is not None:
+            answer = found.body(work.public_id)
+        else:
+            answer = await until_disconnect(request.receive, generator.complete(work, key), patience.deadline)
         return Response(orjson.dumps(answer), media_type="application/json")
 
     @routes.post(
