@@ -93,7 +93,7 @@ class FakeEngine:
         usage = Usage(3, len(self.words))
         answer = {
             "id": f"chatcmpl-{request.request_id}",
-            "object": "chat.completion",
+            "object": "chat.completion" if request.kind == "chat" else "text_completion",
             "created": int(time.time()),
             "model": request.model,
             "choices": [self._choice(request)],
