@@ -220,7 +220,7 @@ class SecuritySettings(Section):
 
 class StorageSettings(Section):
     url: str | None = None
-    """Redis for limits and blocks that several servers share, `redis://host:6379/0`; by default memory."""
+    """Redis for limits, blocks and answers that servers share, `redis://host:6379/0`; by default memory."""
     prefix: str = Field(default="gemma", pattern=r"^[A-Za-z0-9._-]+$")
     """Start of every key there; servers with the same one share their limits."""
     fail_open: bool = True
