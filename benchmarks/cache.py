@@ -3,8 +3,8 @@
     python benchmarks/cache.py [--seconds 10] [--connections 32]
 
 Serves an engine that answers at once, in a process of its own, with keys, limits and JSON logs on. wrk asks
-one question again and again: hits a second, their p99 and CPU time, whole and streamed. Then every request is another
-question, with the cache on and off in turn: CPU time of the server a request. At last 256 equal questions are
+one question again and again: hits a second, their p99 and CPU time, whole and streamed. Then every request is
+another question, with the cache on and off in turn: CPU time of the server a request. At last 256 equal questions are
 asked at once. Needs wrk.
 """
 
@@ -27,6 +27,7 @@ from typing import Any
 
 import httpx
 import psutil
+import uvloop
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for the tests' engine
@@ -187,7 +188,7 @@ def main() -> None:
     parser.add_argument("--serve", choices=["on", "off"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        asyncio.run(serve(options.serve == "on", options.words))
+        uvloop.run(serve(options.serve == "on", options.words))  # as `gemma-server serve` does
         return
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is missing: apt-get install wrk")

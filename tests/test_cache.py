@@ -83,6 +83,7 @@ def said(text: str) -> str:
     """All text of an answer, whole or streamed."""
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line]
     choices = [choice for line in lines if line != "[DONE]" for choice in json.loads(line)["choices"]]
+    choices.sort(key=lambda choice: int(choice["index"]))
     parts = [choice.get("message") or choice.get("delta") or {} for choice in choices]
     return "".join(part.get("content", "") for part in parts)
 

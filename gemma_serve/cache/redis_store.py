@@ -92,7 +92,7 @@ class RedisStore:
     async def put(self, key: CacheKey, value: bytes) -> None:
         if len(value) > self._largest:
             return
-        arguments = [_field(key), value, self._ttl, self._entries, self._largest]
+        arguments: list[Any] = [_field(key), value, self._ttl, self._entries, self._largest]
         evicted, self.entries, self.size = await self._storage.call(lambda: self._put(self._keys, arguments))
         self.evictions += evicted
 
