@@ -4,8 +4,8 @@
 
 Serves an engine that answers at once, in a process of its own, with keys, limits and JSON logs on. wrk asks
 one question again and again: hits a second, their p99 and CPU time, whole and streamed. Then every request is
-another question, with the cache on and off in turn: CPU time of the server a request. At last 256 equal questions are
-asked at once. Needs wrk.
+another question, with the cache on and off in turn: CPU time of the server a request. At last 256 equal
+questions are asked at once. Needs wrk.
 """
 
 from __future__ import annotations

@@ -78,6 +78,12 @@ class CachedGenerator(Generator):
             record.cache = "coalesced" if not begins else "bypass" if fresh else "miss"
             seat = flight.seat(begins)
             try:
+                # Another may have ended it since `find`.
+                if begins and not fresh and (answer := await self._cache.find(key)) is not None:
+                    record.cache, record.cache_age = "hit", answer.age
+                    flight.end(answer, paid=True)
+                    self._cache.end(key, fresh, flight)
+                    return seat
                 if not reserved and (begins or self._cache.hits_cost_tokens):
                     await reserve_tokens(lambda: estimate_tokens(request.body))
                     reserved = True

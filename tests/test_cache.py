@@ -521,7 +521,7 @@ class Running:
 @pytest.mark.slow
 @pytest.mark.asyncio(loop_scope="session")
 async def test_a_hit_is_what_the_real_engine_gave(in_process: InProcess) -> None:
-    """Byte for byte, but for the id and the time; and what either form left serves the other."""
+    """Byte for byte what filled it, but for id and time; and what either form left serves the other."""
     app = create_app(settings(), Running(in_process.engine))
     async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=120) as http:
         for path, question in QUESTIONS:
@@ -537,10 +537,12 @@ async def test_a_hit_is_what_the_real_engine_gave(in_process: InProcess) -> None
                 for form in (first, first, second):
                     answer = await http.post(path, json=ask[form])
                     kinds.append(answer.headers["x-cache"])
+                    if kinds == ["miss"]:  # what the engine gives as one piece differs from time to time
+                        filled = without_ids(answer.text)
                     if form == "whole":
                         assert anonymous(answer.text) == anonymous(live[form]), question
                     elif first == "stream":
-                        assert without_ids(answer.text) == without_ids(live[form]), question
+                        assert without_ids(answer.text) == filled, question
                     else:
                         assert said(answer.text) == said(live[form]), question
                 assert kinds[:2] == ["miss", "hit"]

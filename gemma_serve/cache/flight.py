@@ -65,11 +65,11 @@ class Flight:
         self.deltas += deltas
         self._tell()
 
-    def end(self, result: Answer | BaseException) -> None:
-        """Only the first call counts."""
+    def end(self, result: Answer | BaseException, *, paid: bool = False) -> None:
+        """Only the first call counts. `paid` is an answer that was there already."""
         if self.ended:
             return
-        self._payer = self.payer
+        self._payer = None if paid else self.payer
         if isinstance(result, Answer):
             self.answer = result
         elif isinstance(result, ServeError):
@@ -168,7 +168,7 @@ class SeatStream:
             else:
                 break
         answer = await self._seat.answer()
-        if answer.whole is not None:
+        if not position:
             yield answer.stream()
 
     async def aclose(self) -> None:
