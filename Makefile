@@ -45,5 +45,5 @@ lock: setup ## Resolve the dependencies anew: requirements/*.txt and gemma_serve
 	@$(BIN)/python requirements/lock.py
 
 clean: ## Remove .venv, caches and build results
-	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,7 +12,7 @@ import heapq
 import itertools
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from .clients import Client
@@ -22,6 +22,7 @@ from .settings import QueueSettings
 _BYTES_PER_TOKEN = 4  # of English text; an estimate is enough for a limit
 _COST_OF_A_REQUEST = 256  # in tokens, besides its prompt's
 _RATE_SAMPLES = 64
+_MOST_GONE = 64  # in the heap
 _RETRY_AFTER_UNKNOWN, _LONGEST_RETRY_AFTER = 5, 60
 
 
@@ -29,11 +30,21 @@ _ANYBODY = Client("")
 
 
 class Admission:
-    """A bounded, fair queue in front of the engine. `capacity` is how many answers it can work on at once."""
+    """A bounded, fair queue in front of the engine.
 
-    def __init__(self, settings: QueueSettings, capacity: Callable[[], int]) -> None:
+    `capacity` is how many answers the engine can work on at once. While it is `paused`, as while a dead one
+    is replaced, nobody has waited too long.
+    """
+
+    def __init__(
+        self,
+        settings: QueueSettings,
+        capacity: Callable[[], int],
+        paused: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._settings = settings
         self._capacity = capacity
+        self._paused = paused
         self._running = 0
         self._waiting: list[_Waiter] = []  # a heap
         self._waiting_requests = 0
@@ -42,6 +53,8 @@ class Admission:
         self._last_tag: dict[str, float] = {}
         self._released: deque[float] = deque(maxlen=_RATE_SAMPLES)
         self._busy_since = 0.0
+        self.rejections: Counter[str] = Counter()
+        """How many were refused since the start, by the limit that they met."""
 
     @property
     def waiting(self) -> int:
@@ -56,13 +69,15 @@ class Admission:
     def require_room(self, body_bytes: int = 0) -> None:
         """Raise `Overloaded` when a request of this size would find the queue full."""
         limits = self._settings
-        if not self._waiting_requests:
+        if not self._waiting_requests and self._fits(1):
             return
-        tokens = body_bytes // _BYTES_PER_TOKEN
         if self._waiting_requests >= limits.max_requests:
-            raise self._refusal(f"{self._waiting_requests} requests wait already")
+            raise self._refusal("queue_requests", f"{self._waiting_requests} requests wait already")
+        tokens = body_bytes // _BYTES_PER_TOKEN if self._waiting_requests else 0
         if self._waiting_tokens + tokens > limits.max_tokens:
-            raise self._refusal(f"requests of about {self._waiting_tokens} tokens wait already")
+            raise self._refusal(
+                "queue_tokens", f"requests of about {self._waiting_tokens} tokens wait already"
+            )
 
     async def enter(self, body_bytes: int, answers: int = 1, client: Client | None = None) -> Slot:
         """Wait for a place in the engine; `leave` it however the work ends. Raises `Overloaded`."""
@@ -84,7 +99,8 @@ class Admission:
 
     async def _wait(self, tokens: int, answers: int, client: Client) -> None:
         start = max(self._virtual_time, self._last_tag.get(client.id, 0.0))
-        self._last_tag[client.id] = start + (tokens + _COST_OF_A_REQUEST) / client.weight
+        cost = (tokens + _COST_OF_A_REQUEST) * answers / client.weight
+        self._last_tag[client.id] = start + cost
         waiter = _Waiter(client.priority, start, answers, tokens)
         heapq.heappush(self._waiting, waiter)
         if not self._waiting_requests:
@@ -93,21 +109,28 @@ class Admission:
         self._waiting_tokens += tokens
         admitted = False
         try:
-            async with asyncio.timeout(self._settings.wait_seconds):
-                await waiter.admitted
+            while not waiter.admitted.done():
+                await asyncio.wait((waiter.admitted,), timeout=self._settings.wait_seconds)
+                if not waiter.admitted.done() and not self._paused():
+                    raise self._refusal(
+                        "queue_wait", f"no place came free in {self._settings.wait_seconds:g} s"
+                    )
             admitted = True
-        except TimeoutError:
-            raise self._refusal(f"no place came free in {self._settings.wait_seconds:g} s") from None
         finally:
             if not admitted:
                 self._withdraw(waiter)
+                if client.id in self._last_tag:
+                    self._last_tag[client.id] -= cost  # who was not served has not taken its share
 
     def _withdraw(self, waiter: _Waiter) -> None:
-        if waiter.admitted.cancel() or waiter.admitted.cancelled():
+        if waiter.admitted.cancel():
             self._leave(waiter)
+            if len(self._waiting) > 2 * self._waiting_requests + _MOST_GONE:
+                self._waiting = [one for one in self._waiting if not one.admitted.cancelled()]
+                heapq.heapify(self._waiting)
         else:  # admitted in the same moment in which its client left
             self._running -= waiter.answers
-            self._admit()
+        self._admit()
 
     def _admit(self) -> None:
         while self._waiting and (
@@ -127,7 +150,8 @@ class Admission:
         self._waiting_requests -= 1
         self._waiting_tokens -= waiter.tokens
 
-    def _refusal(self, why: str) -> Overloaded:
+    def _refusal(self, limit: str, why: str) -> Overloaded:
+        self.rejections[limit] += 1
         return Overloaded(
             f"The server is busy: {why}. Try again later.", retry_after=self.seconds_until_room()
         )

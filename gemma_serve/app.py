@@ -21,6 +21,7 @@ from .api import blocks as blocks_api
 from .api import cache as cache_api
 from .api import docs, generate, relay, usage
 from .api import health as health_api
+from .api import metrics as metrics_api
 from .api import models as models_api
 from .api import version as version_api
 from .api.schemas import ChatCompletionBody, CompletionBody
@@ -29,16 +30,19 @@ from .api_keys import ApiKeys
 from .blocks import Blocks
 from .cache import ResponseCache
 from .cached_generation import CachedGenerator
+from .collector import ServerCollector
 from .drain import Drain
 from .engine.base import Engine, EngineStatus
 from .engine.lifecycle import VLLMEngine
 from .errors import BY_STATUS, InvalidRequest, ServeError
 from .generation import Generator
 from .health import Health
+from .metrics import Metrics
 from .middleware.api_keys import Authentication
 from .middleware.body_limit import BodyLimit
 from .middleware.cors import CORS
 from .middleware.drain import DrainRequests
+from .middleware.metrics import RequestMetrics
 from .middleware.policy import Policy
 from .middleware.rate_limit import RateLimit
 from .middleware.request_log import RequestLog
@@ -48,6 +52,7 @@ from .middleware.unexpected_error import UnexpectedError
 from .models import Models
 from .rate_limit import RateLimiter
 from .settings import Settings
+from .stats import Stats
 from .storage import SharedStorage
 
 logger = logging.getLogger(__name__)
@@ -72,15 +77,22 @@ def create_app(
     """The application. `on_change` hears of every change of the engine's state, from whichever thread."""
     engine = engine or VLLMEngine(settings)
     models = Models(settings, engine)
-    admission = Admission(settings.queue, engine.capacity)
+    admission = Admission(settings.queue, engine.capacity, lambda: not engine.status.ready)
+    metrics = Metrics()
     drain = drain or Drain()
-    health = Health(engine, drain)
     keys = ApiKeys(settings.security)
     storage = SharedStorage(settings.storage) if settings.storage.url else None
     limiter = RateLimiter(settings, storage)
     cache = ResponseCache(settings.cache, storage) if settings.cache.enabled else None
-    generator = Generator(engine, admission) if cache is None else CachedGenerator(engine, admission, cache)
+    generator = (
+        Generator(engine, admission, metrics)
+        if cache is None
+        else CachedGenerator(engine, admission, metrics, cache)
+    )
     blocks = Blocks(settings.security, storage)
+    stats = Stats(engine, admission, settings.log.stats_interval_seconds, cache)
+    metrics.registry.register(ServerCollector(engine, admission, drain, limiter, blocks, stats, cache))
+    health = Health(settings, engine, admission, drain, stats, metrics, storage, cache)
 
     def log_change(status: EngineStatus) -> None:
         level = logging.CRITICAL if status.failed else logging.INFO
@@ -101,6 +113,7 @@ def create_app(
                 stack.push_async_callback(cache.aclose)
             stack.push_async_callback(engine.stop)
             await engine.start()
+            await stack.enter_async_context(stats.running())
             yield
 
     app = FastAPI(
@@ -111,7 +124,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=middleware(settings, drain, keys, blocks, limiter),
+        middleware=middleware(settings, metrics, drain, keys, blocks, limiter),
     )
     app.state.admission = admission
     app.state.cache = cache
@@ -122,6 +135,7 @@ def create_app(
     app.include_router(blocks_api.router(blocks))
     app.include_router(cache_api.router(cache, models))
     app.include_router(health_api.router(health))
+    app.include_router(metrics_api.router(metrics.registry))
     app.include_router(version_api.router())
     docs.install(app, [ChatCompletionBody, CompletionBody])
     app.add_exception_handler(ServeError, _render_error)
@@ -133,7 +147,12 @@ def create_app(
 
 
 def middleware(
-    settings: Settings, drain: Drain, keys: ApiKeys, blocks: Blocks, limiter: RateLimiter
+    settings: Settings,
+    metrics: Metrics,
+    drain: Drain,
+    keys: ApiKeys,
+    blocks: Blocks,
+    limiter: RateLimiter,
 ) -> list[Middleware]:
     """Every middleware, outermost first: the only place that orders them."""
     security = settings.security
@@ -141,6 +160,7 @@ def middleware(
     return [
         Middleware(ProxyHeadersMiddleware, trusted_hosts=list(security.trusted_proxies)),
         Middleware(RequestLog),
+        Middleware(RequestMetrics, metrics=metrics),
         Middleware(UnexpectedError),
         Middleware(SecurityHeaders),
         Middleware(DrainRequests, drain=drain),

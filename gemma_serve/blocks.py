@@ -64,6 +64,8 @@ class Blocks:
         self._blocks: dict[str, Block] = {}
         self._counts: dict[str, tuple[int, float]] = {}
         self._sweep_at = _FEWEST_COUNTS
+        self.refused = 0
+        """Requests of blocked clients since the start."""
 
     def check(self, client: str) -> None:
         """Raises `Blocked` while the client is."""
@@ -73,6 +75,7 @@ class Blocks:
         if left <= 0:
             del self._blocks[client]
             return
+        self.refused += 1
         why = (
             "many wrong API keys" if block.reason == "authentication" else "too many requests over the limit"
         )

@@ -14,6 +14,8 @@ class Drain:
         self.refusing = False
         """New requests get 503."""
         self.active = 0
+        self.drained = 0
+        """Requests that have ended since it began."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -23,6 +25,7 @@ class Drain:
 
     def leave(self) -> None:
         self.active -= 1
+        self.drained += self.begun
         if not self.active:
             self._idle.set()
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import orjson
 
 from .admission import Admission, Slot
-from .cache import Answer, CacheKey
+from .cache import Answer
 from .clients import current_client
-from .engine.base import Delta, Engine, GenerationRequest, RelayKind, TokenStream
+from .engine.base import Delta, Engine, GenerationRequest, RelayKind, TokenStream, Usage
+from .errors import ServeError
 from .logs import RequestRecord, current_request
+from .metrics import Inference, Metrics
 from .rate_limit import abandon, reserve_tokens
-from .token_usage import estimate_tokens, note_answer, noted_events
+from .token_usage import estimate_tokens, note_answer, note_event
+
+T = TypeVar("T")
 
 _WITHOUT_ENGINE = {"tokenize", "detokenize", "count_tokens"}
 
@@ -21,41 +27,47 @@ _WITHOUT_ENGINE = {"tokenize", "detokenize", "count_tokens"}
 class Generator:
     """Runs requests on the engine. Raises `ServeError`; cancelling or closing stops the engine's work."""
 
-    def __init__(self, engine: Engine, admission: Admission) -> None:
+    def __init__(self, engine: Engine, admission: Admission, metrics: Metrics) -> None:
         self._engine = engine
         self._admission = admission
+        self._metrics = metrics
 
     def require_room(self, body_bytes: int) -> None:
         """Refuse what could not be served before its body is read."""
         self._engine.status.require_serving()
         self._admission.require_room(body_bytes)
 
-    async def find(self, request: GenerationRequest) -> tuple[Answer | None, CacheKey | None]:
-        """The answer, if it is there already; else what to keep it under, for the call that makes it."""
-        return None, None
+    def prepare(self, request: GenerationRequest) -> Generation:
+        """Its answer, which nothing is done for yet."""
+        return Generation(self, request)
 
-    async def complete(self, request: GenerationRequest, key: CacheKey | None = None) -> dict[str, Any]:
+    async def complete(self, request: GenerationRequest) -> dict[str, Any]:
         """The whole answer in OpenAI's shape."""
-        slot = await self._enter(request.body, request.size, request.answers)
+        work = await self._enter(request.body, request.size, request.model, request.answers)
         try:
             answer, usage = await self._engine.complete(request)
+            work.succeeded(usage.prompt_tokens, usage.completion_tokens)
         except asyncio.CancelledError:
             abandon()
             raise
+        except Exception as error:
+            work.failed(error)
+            raise
         finally:
-            slot.leave()
+            work.leave()
         if (record := current_request.get()) is not None:
-            record.note(usage.prompt_tokens, usage.completion_tokens)
+            record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
         return answer
 
-    async def stream(self, request: GenerationRequest, key: CacheKey | None = None) -> RecordedStream:
+    async def stream(self, request: GenerationRequest) -> RecordedStream:
         """The answer as it comes."""
         started = time.perf_counter()
-        slot = await self._enter(request.body, request.size, request.answers)
+        work = await self._enter(request.body, request.size, request.model, request.answers)
         try:
-            return RecordedStream(await self._engine.stream(request), started, slot.leave)
-        except BaseException:
-            slot.leave()
+            return RecordedStream(await self._engine.stream(request), started, work)
+        except BaseException as error:
+            work.failed(error)
+            work.leave()
             raise
 
     async def relay(self, kind: RelayKind, body: dict[str, Any], size: int) -> dict[str, Any] | RelayedEvents:
@@ -64,73 +76,149 @@ class Generator:
             answer = await self._engine.relay(kind, body)
             assert isinstance(answer, dict)
             return answer
-        slot = await self._enter(body, size)
+        work = await self._enter(body, size, body["model"])
         try:
             answer = await self._engine.relay(kind, body)
-        except BaseException:
-            slot.leave()
+        except BaseException as error:
+            work.failed(error)
+            work.leave()
             raise
         record = current_request.get() or RequestRecord("")
         if not isinstance(answer, dict):
-            return RelayedEvents(answer, slot, record)
-        slot.leave()
+            return RelayedEvents(answer, work, record)
         note_answer(answer, record)
+        work.succeeded(record.prompt_tokens, record.completion_tokens)
+        work.leave()
         return answer
 
-    async def _enter(self, body: dict[str, Any], size: int, answers: int = 1) -> Slot:
+    async def _enter(self, body: dict[str, Any], size: int, model: str, answers: int = 1) -> Work:
         self._engine.status.require_serving()
         await reserve_tokens(lambda: estimate_tokens(body))
-        return await self._admission.enter(size, answers, current_client.get())
+        client = current_client.get()
+        measures = Inference(self._metrics, model, client.key if client else None, answers)
+        slot = await self._admission.enter(size, answers, client)
+        measures.admitted()
+        return Work(slot, measures)
+
+
+class Generation:
+    """The answer to one request: take it in one of these ways, once."""
+
+    def __init__(self, generator: Generator, request: GenerationRequest) -> None:
+        self._generator = generator
+        self.request = request
+
+    def found(self) -> Answer | None:
+        """The answer, where it is there already."""
+        return None
+
+    async def complete(self) -> bytes:
+        """As OpenAI's JSON."""
+        return orjson.dumps(await self._generator.complete(self.request))
+
+    async def deliver(self, consume: Callable[[TokenStream], Awaitable[T]]) -> T:
+        """Await `consume` with the answer as it comes, and return what it does.
+
+        Cancelled, it stops the engine's work, but not for others who share it: `consume` may be left running
+        then until the next token, and must not touch what has ended.
+        """
+        stream = await self._generator.stream(self.request)
+        try:
+            return await consume(stream)
+        finally:
+            await stream.aclose()
+
+
+class Work:
+    """A request's place in the engine, and its measures. `leave` however it ended."""
+
+    __slots__ = ("_slot", "measures")
+
+    def __init__(self, slot: Slot, measures: Inference) -> None:
+        self._slot = slot
+        self.measures = measures
+
+    def succeeded(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        self.measures.outcome = "ok"
+        self.used(prompt_tokens, completion_tokens)
+
+    def failed(self, error: BaseException) -> None:
+        """Of what is no `Exception`, a cancellation, it is nobody's fault."""
+        if isinstance(error, Exception):
+            refused = isinstance(error, ServeError) and error.status < 500
+            self.measures.outcome = "refused" if refused else "error"
+
+    def used(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        self.measures.prompt_tokens = prompt_tokens or 0
+        self.measures.completion_tokens = completion_tokens or 0
+
+    def leave(self) -> None:
+        self._slot.leave()
+        self.measures.end()
 
 
 class RelayedEvents:
     """Server-sent events of another API. Close it however the iteration ended."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], slot: Slot, record: RequestRecord) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], work: Work, record: RequestRecord) -> None:
         self._events = events
-        self._slot = slot
+        self._work = work
         self._record = record
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return noted_events(self._events, self._record)
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        record = self._record
+        try:
+            async for event in self._events:
+                note_event(event, record)
+                yield event
+            self._work.measures.outcome = "ok"
+        except Exception as error:
+            self._work.failed(error)
+            raise
 
     async def aclose(self) -> None:
         try:
             await self._events.aclose()
         finally:
-            self._slot.leave()
+            self._work.used(self._record.prompt_tokens, self._record.completion_tokens)
+            self._work.leave()
 
 
 class RecordedStream:
     """A `TokenStream` that writes its times and counts into the request's record."""
 
-    def __init__(
-        self,
-        stream: TokenStream,
-        started: float,
-        on_end: Callable[[], None],
-        counts: Callable[[], bool] = lambda: True,
-    ) -> None:
+    def __init__(self, stream: TokenStream, started: float, work: Work) -> None:
         self.tokens = stream
+        self.id, self.created, self.model = stream.id, stream.created, stream.model
+        self.fingerprint = stream.fingerprint
         self._record = current_request.get() or RequestRecord(stream.id)
         self._started = started
-        self._on_end = on_end
-        self._counts = counts
+        self._work = work
+
+    @property
+    def usage(self) -> Usage:
+        return self.tokens.usage
 
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        record = self._record
-        async for deltas in self.tokens:
-            if record.time_to_first_token is None:
-                record.time_to_first_token = time.perf_counter() - self._started
-            yield deltas
+        measures = self._work.measures
+        try:
+            async for deltas in self.tokens:
+                if measures.first_token is None:
+                    measures.first_token = now = time.perf_counter()
+                    self._record.time_to_first_token = now - self._started
+                yield deltas
+            measures.outcome = "ok"
+        except Exception as error:
+            self._work.failed(error)
+            raise
 
     async def aclose(self) -> None:
         """Stop the generation if it still runs. Call it however the iteration ended."""
-        counts = self._counts()
+        record = self._record
         try:
             await self.tokens.aclose()
         finally:
-            self._on_end()
-        if counts:
             usage = self.tokens.usage
-            self._record.note(usage.prompt_tokens, usage.completion_tokens)
+            record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+            self._work.used(usage.prompt_tokens, usage.completion_tokens)
+            self._work.leave()

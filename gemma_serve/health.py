@@ -1,17 +1,54 @@
-"""Which state the server is in, for probes and people."""
+"""Which state the server is in, for probes and people. All of it is answered from memory."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
+import time
+from datetime import UTC, datetime
 from typing import Any
 
+from . import __version__
+from .admission import Admission
+from .cache import ResponseCache
 from .drain import Drain
 from .engine.base import Engine
+from .engine.installed import vllm_version
+from .metrics import Metrics
+from .settings import Settings, digest
+from .stats import Stats
+from .storage import SharedStorage
 
 
 class Health:
-    def __init__(self, engine: Engine, drain: Drain) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        admission: Admission,
+        drain: Drain,
+        stats: Stats,
+        metrics: Metrics,
+        storage: SharedStorage | None = None,
+        cache: ResponseCache | None = None,
+    ) -> None:
+        self._model = settings.model
         self._engine = engine
+        self._admission = admission
         self._drain = drain
+        self._stats = stats
+        self._metrics = metrics
+        self._storage = storage
+        self._cache = cache
+        self._settings_digest = digest(settings)
+        self._versions = {
+            "gemma_serve": __version__,
+            "vllm": vllm_version(),
+            "torch": _version("torch"),
+            "transformers": _version("transformers"),
+            "python": platform.python_version(),
+        }
+        self._started = time.time()
 
     def live(self) -> bool:
         """False only when a restart of this process would help."""
@@ -31,3 +68,90 @@ class Health:
         if status.error:
             body["reason"] = status.error
         return body
+
+    def status(self) -> dict[str, Any]:
+        """What runs here, and what has happened to it."""
+        status, report = self._engine.status, self._engine.report()
+        device = report.device
+        return {
+            **self.summary(),
+            "versions": self._versions,
+            "started": _moment(self._started),
+            "uptime_seconds": round(time.time() - self._started, 3),
+            "model": {
+                "id": self._model.id,
+                "name": self._model.name,
+                "aliases": list(self._model.aliases),
+                "max_model_len": self._engine.model_length() or self._model.max_length,
+            },
+            "device": device
+            and {
+                "type": device.type,
+                "name": device.name,
+                "count": device.count,
+                "cuda_available": device.cuda,
+                "gpu_memory": [
+                    {"used_bytes": gpu.used, "total_bytes": gpu.total} for gpu in self._stats.gpus
+                ],
+            },
+            "engine": {
+                "state": str(status.state),
+                "restarts": status.restarts,
+                "resumed_requests": report.resumed,
+                "stalled_seconds": round(status.stalled_seconds, 3),
+                "history": [
+                    {
+                        "time": _moment(change.time),
+                        "state": str(change.state),
+                        "phase": change.phase,
+                        "reason": change.error,
+                    }
+                    for change in list(status.history)
+                ],
+            },
+            "settings_sha256": self._settings_digest,
+            "dependencies": {"redis": self._redis()},
+        }
+
+    def metrics(self) -> dict[str, Any]:
+        """How busy the server is. Seconds, bytes; null is what is not known."""
+        report, stats = self._engine.report(), self._stats
+        return {
+            "running": self._admission.running,
+            "waiting": self._admission.waiting,
+            "engine": {"running": report.running, "waiting": report.waiting},
+            "kv_cache_use": report.kv_cache_use,
+            "tokens_per_second": {
+                f"{seconds}s": _rounded(stats.tokens_per_second(seconds)) for seconds in (10, 60)
+            },
+            "time_to_first_token_seconds": self._metrics.recent_first_token.percentiles(),
+            "inter_token_seconds": self._metrics.recent_inter_token.percentiles(),
+            "cache_hit_rate": self._cache and _rounded(self._cache.hit_rate, 4),
+            "connections": self._metrics.active_connections(),
+            "memory": {
+                "rss_bytes": stats.rss_bytes,
+                "gpu_bytes": sum(gpu.used for gpu in stats.gpus) if stats.gpus else None,
+                "kv_cache_bytes": report.kv_cache_bytes,
+            },
+            "cpu_percent": stats.cpu_percent,
+        }
+
+    def _redis(self) -> str:
+        if self._storage is None:
+            return "not used"
+        return "away" if self._storage.away else "up"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _rounded(value: float | None, digits: int = 1) -> float | None:
+    return None if value is None else round(value, digits)

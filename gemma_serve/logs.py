@@ -30,10 +30,15 @@ class RequestRecord:
     """What the response cache did; None where it has no part."""
     cache_age: int | None = None
     """Seconds since a hit was generated."""
+    status: int = 499
+    """Of the answer, once it has begun."""
+    finished: bool = False
+    """Has the whole answer been sent?"""
 
-    def note(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """What the request took, which is what counts against its client's limits."""
-        self.prompt_tokens, self.completion_tokens = prompt_tokens, completion_tokens
+    @property
+    def final_status(self) -> int:
+        """The status, or nginx's 499 where the client left before the end of the answer."""
+        return self.status if self.finished else 499
 
 
 current_request: ContextVar[RequestRecord | None] = ContextVar("current_request", default=None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 from types import FrameType
 from typing import NoReturn
@@ -25,6 +27,7 @@ from .settings import ServerSettings, Settings
 
 logger = logging.getLogger(__name__)
 
+_FORCED_SECONDS = 3
 _CANCEL_SECONDS = 1
 """How long a cancelled request may take to tell its client."""
 
@@ -35,10 +38,14 @@ def run(settings: Settings, engine: Engine | None = None) -> NoReturn:
     sock = _bind(settings.server.host, settings.server.port)
     url = _url(sock, "https" if settings.server.tls_certificate else "http")
     started = time.monotonic()
+    greeted = False
 
     def on_change(status: EngineStatus) -> None:
-        if status.ready:
-            print(_greeting(url, settings.model.id, time.monotonic() - started), flush=True)
+        nonlocal greeted
+        if status.ready and not greeted:
+            greeted = True
+            with contextlib.suppress(OSError):  # nobody reads it, which is no reason to end
+                print(_greeting(url, settings.model.id, time.monotonic() - started), flush=True)
         elif status.failed:
             server.should_exit = True
 
@@ -91,6 +98,10 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._loop is None or self._drain.begun:
             self.should_exit = self.force_exit = True
+            # The engine may take long to end in good order; it ends by itself when this process has gone.
+            end = threading.Timer(_FORCED_SECONDS, os._exit, (0,))
+            end.daemon = True
+            end.start()
             return
         # Whoever presses Ctrl-C has no load balancer that would have to hear of it first.
         delay = 0 if sig == signal.SIGINT else self._settings.drain_delay_seconds

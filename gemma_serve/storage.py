@@ -51,7 +51,8 @@ class SharedStorage:
         self._timeout = settings.timeout_seconds
         self._errors = (RedisError, OSError, TimeoutError)
         self._paused_until = self._silent_until = 0.0
-        self._away = False
+        self.away = False
+        """Did it fail to answer the last time?"""
 
     async def call(self, work: Callable[[], Awaitable[T]]) -> T:
         """`work`, which talks to Redis. Raises `StorageAway` within the setting's time."""
@@ -65,8 +66,8 @@ class SharedStorage:
         except self._errors as error:
             self._note(error)
             raise self._error() from error
-        if self._away:
-            self._away, self._silent_until = False, 0.0
+        if self.away:
+            self.away, self._silent_until = False, 0.0
             logger.warning("Redis is back")
         return result
 
@@ -77,7 +78,7 @@ class SharedStorage:
     def _note(self, error: BaseException) -> None:
         now = time.monotonic()
         self._paused_until = now + _PAUSE_SECONDS
-        self._away = True
+        self.away = True
         if now >= self._silent_until:
             self._silent_until = now + _LOG_SECONDS
             then = "requests pass without limits" if self.fail_open else "requests are refused"

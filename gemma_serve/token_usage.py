@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
@@ -50,21 +49,20 @@ def note_answer(answer: dict[str, Any], record: RequestRecord) -> None:
     """Write into the record what an answer of OpenAI's Responses or Anthropic's Messages says it took."""
     usage = answer.get("usage")
     if isinstance(usage, dict):
-        record.prompt_tokens = usage.get("input_tokens", record.prompt_tokens)
+        prompt = usage.get("prompt_tokens", record.prompt_tokens)  # of embeddings
+        record.prompt_tokens = usage.get("input_tokens", prompt)
         record.completion_tokens = usage.get("output_tokens", record.completion_tokens)
 
 
-async def noted_events(events: AsyncIterator[bytes], record: RequestRecord) -> AsyncIterator[bytes]:
-    """The events as they come. Until one tells the usage, each delta counts as one token."""
-    async for event in events:
-        if b"delta" in event[:80]:
-            record.completion_tokens = (record.completion_tokens or 0) + 1
-        if b'"usage":{' in event:
-            _note_event(event, record)
-        yield event
+def note_event(event: bytes, record: RequestRecord) -> None:
+    """As `note_answer`, of a stream. Until an event tells the usage, each delta counts as one token."""
+    if b"delta" in event[:80]:
+        record.completion_tokens = (record.completion_tokens or 0) + 1
+    if b'"usage":{' in event:
+        _note_usage(event, record)
 
 
-def _note_event(event: bytes, record: RequestRecord) -> None:
+def _note_usage(event: bytes, record: RequestRecord) -> None:
     try:
         data = orjson.loads(event.partition(b"data: ")[2])
     except orjson.JSONDecodeError:

@@ -21,7 +21,11 @@ GLIBC_MIN = (2, 34)  # the newest that a locked wheel asks for (cryptography)
 NVIDIA_DRIVER_MIN = 580  # CUDA 13, which the locked torch is built for
 
 # (program, Debian package): what the tests run besides Python.
-DEV_APT: tuple[tuple[str, str], ...] = (("haproxy", "haproxy"), ("redis-server", "redis-server"))
+DEV_APT: tuple[tuple[str, str], ...] = (
+    ("haproxy", "haproxy"),
+    ("prometheus", "prometheus"),
+    ("redis-server", "redis-server"),
+)
 
 
 class SetupError(Exception):

@@ -25,9 +25,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from gemma_serve.admission import Admission
+from gemma_serve.api_keys import digest_of
 from gemma_serve.app import create_app
 from gemma_serve.engine.lifecycle import VLLMEngine
 from gemma_serve.http_protocol import protocols
+from gemma_serve.key_file import KeyEntry, KeyLimits, write_keys
 from gemma_serve.settings import ServerSettings, Settings
 
 ROOT = Path(__file__).parent.parent
@@ -118,10 +120,25 @@ def clean_environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("GEMMA_")}
 
 
+ALICE, SCRAPER = "sk-alice-0123456789abcdef", "sk-scraper-0123456789abcdef"
+"""Keys of the live server, which may use them and need not: one that has a limit, and Prometheus's."""
+
+
 @pytest.fixture(scope="session")
-def live() -> Iterator[ServerProcess]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """The real server with the real engine and the embedded model, shared by the whole session."""
-    server = start_server("--config", "demo", "--set", "model.aliases=gpt-4o-mini")
+    keys = tmp_path_factory.mktemp("keys") / "keys.yaml"
+    alice = KeyEntry(name="alice", sha256=digest_of(ALICE).hex(), limits=KeyLimits(requests_per_minute=2))
+    scraper = KeyEntry(name="prometheus", sha256=digest_of(SCRAPER).hex(), scopes=("metrics",))
+    write_keys(keys, [alice, scraper])
+    given = {
+        "model.aliases": "gpt-4o-mini",
+        "security.api_keys_file": keys,
+        "security.api_key_required": "false",
+        "log.stats_interval_seconds": 1,
+    }
+    options = [f"--set={name}={value}" for name, value in given.items()]
+    server = start_server("--config", "demo", *options)
     try:
         server.wait_ready()
         yield server

@@ -11,9 +11,11 @@ import orjson
 
 from gemma_serve.engine.base import (
     Delta,
+    EngineReport,
     EngineState,
     EngineStatus,
     GenerationRequest,
+    GpuMemory,
     LoadedModel,
     RelayKind,
     Usage,
@@ -73,6 +75,7 @@ class FakeEngine:
         self._ready = ready
         self.go_on = asyncio.Event()
         """Set it to end the hanging."""
+        self.resumed = 0
         self._pause = pause
         self._usage = usage
 
@@ -90,23 +93,22 @@ class FakeEngine:
         if self.hang_at is not None:
             await self.hang()
         await asyncio.sleep(self._pause * len(self.words))
-        usage = Usage(3, len(self.words))
+        usage, text = Usage(3, len(self.words)), "".join(self.words)
+        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": self.finish_reason}
+        if request.kind == "chat":
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        else:
+            choice["text"] = text
         answer = {
             "id": f"chatcmpl-{request.request_id}",
             "object": "chat.completion" if request.kind == "chat" else "text_completion",
             "created": int(time.time()),
             "model": request.model,
-            "choices": [self._choice(request)],
+            "choices": [choice],
             "system_fingerprint": "fake",
             "usage": usage.body(),
         }
         return answer, usage
-
-    def _choice(self, request: GenerationRequest) -> dict[str, Any]:
-        text = "".join(self.words)
-        message = {"role": "assistant", "content": text, "refusal": None}
-        said = {"message": message} if request.kind == "chat" else {"text": text}
-        return {"index": 0, "logprobs": None, "finish_reason": self.finish_reason, **said}
 
     async def stream(self, request: GenerationRequest) -> FakeStream:
         self.requests.append(request)
@@ -139,3 +141,10 @@ class FakeEngine:
 
     def model_length(self) -> int | None:
         return 4096
+
+    def report(self) -> EngineReport:
+        streamed = sum(stream.usage.completion_tokens for stream in self.streams)
+        return EngineReport(generated_tokens=streamed, resumed=self.resumed)
+
+    def gpu_memory(self) -> list[GpuMemory]:
+        return []

@@ -17,6 +17,7 @@ from gemma_serve.drain import Drain
 from gemma_serve.engine.base import EngineState
 from gemma_serve.engine.installed import vllm_version
 from gemma_serve.errors import ContextLengthExceeded
+from gemma_serve.metrics import Metrics
 from gemma_serve.rate_limit import RateLimiter
 from gemma_serve.settings import Settings
 
@@ -32,10 +33,11 @@ def settings(**sections: object) -> Settings:
 
 def test_middleware_order() -> None:
     given, security = settings(), settings().security
-    items = middleware(given, Drain(), ApiKeys(security), Blocks(security), RateLimiter(given))
+    items = middleware(given, Metrics(), Drain(), ApiKeys(security), Blocks(security), RateLimiter(given))
     assert [item.cls.__name__ for item in items] == [  # type: ignore[attr-defined]
         "ProxyHeadersMiddleware",
         "RequestLog",
+        "RequestMetrics",
         "UnexpectedError",
         "SecurityHeaders",
         "DrainRequests",
@@ -49,7 +51,10 @@ def test_middleware_order() -> None:
 
 async def test_while_loading_the_port_is_open_and_generation_waits() -> None:
     engine = FakeEngine(ready=False)
-    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(settings(), engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         engine.status.set(EngineState.LOADING, "loading weights")
         assert (await client.get("/health/live")).status_code == 200
         ready = await client.get("/health/ready")
@@ -68,7 +73,10 @@ async def test_while_loading_the_port_is_open_and_generation_waits() -> None:
 
 async def test_a_failed_engine_is_not_live() -> None:
     engine = FakeEngine(ready=False)
-    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(settings(), engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         engine.status.set(EngineState.FAILED, error="no such model")
         for path in ("/health", "/health/live", "/health/ready"):
             answer = await client.get(path)
@@ -78,7 +86,10 @@ async def test_a_failed_engine_is_not_live() -> None:
 async def test_an_error_before_the_stream_has_its_status() -> None:
     error = ContextLengthExceeded("too long", param="messages")
     engine = FakeEngine(fail_at=0, error=error)
-    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(settings(), engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         for stream in (False, True):
             answer = await client.post("/v1/chat/completions", json=CHAT | {"stream": stream})
             assert answer.status_code == 400
@@ -95,7 +106,10 @@ async def test_an_error_before_the_stream_has_its_status() -> None:
 
 async def test_an_error_within_the_stream_is_its_last_event() -> None:
     engine = FakeEngine(fail_at=1)
-    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(settings(), engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         answer = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
     assert answer.status_code == 200
     events = answer.text.strip().split("\n\n")
@@ -105,7 +119,10 @@ async def test_an_error_within_the_stream_is_its_last_event() -> None:
 
 async def test_an_unexpected_error_is_a_500_in_openai_shape() -> None:
     engine = FakeEngine(fail_at=0, error=ZeroDivisionError("secret detail"))
-    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(settings(), engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         for stream in (False, True):
             answer = await client.post("/v1/chat/completions", json=CHAT | {"stream": stream})
             assert answer.status_code == 500
@@ -137,7 +154,7 @@ async def test_a_request_that_outlives_the_shutdown_is_told(stream: bool, hang_a
 async def test_head_for_probes() -> None:
     async with (
         serving(create_app(settings(), FakeEngine())) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
     ):
         for path in ("/health", "/health/live", "/health/ready"):
             assert (await client.head(path)).status_code == 200
@@ -145,7 +162,10 @@ async def test_head_for_probes() -> None:
 
 async def test_ping_says_what_ready_says() -> None:
     engine = FakeEngine(ready=False)
-    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(settings(), engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         for state in EngineState:
             engine.status.set(state)
             ready = await client.get("/health/ready")
@@ -157,14 +177,14 @@ async def test_ping_says_what_ready_says() -> None:
 
 async def test_version_needs_no_engine() -> None:
     app = create_app(settings(), FakeEngine(ready=False))
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         answer = await client.get("/version")
     assert answer.json() == {"version": vllm_version(), "gemma_serve": __version__}
 
 
 async def test_cors_only_for_configured_origins() -> None:
     app = create_app(settings(security={"allowed_origins": ["https://a.example"]}), FakeEngine())
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         preflight = {"access-control-request-method": "POST", "origin": "https://a.example"}
         answer = await client.options("/v1/chat/completions", headers=preflight)
         assert answer.headers["access-control-allow-origin"] == "https://a.example"
@@ -178,7 +198,7 @@ async def test_cors_only_for_configured_origins() -> None:
 async def test_the_openapi_document_is_valid_and_complete() -> None:
     async with (
         serving(create_app(settings(), FakeEngine())) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
     ):
         document = (await client.get("/openapi.json")).json()
         validate(document)
@@ -192,7 +212,7 @@ async def test_the_openapi_document_is_valid_and_complete() -> None:
 async def test_the_docs_page_needs_no_other_host() -> None:
     async with (
         serving(create_app(settings(), FakeEngine())) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
     ):
         page = (await client.get("/docs")).text
         assert "http://" not in page

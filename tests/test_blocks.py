@@ -52,7 +52,10 @@ async def test_wrong_keys_block_their_address_until_it_is_lifted(
     config = settings(
         storage, api_keys_file=file, trusted_proxies=["127.0.0.1"], block_after_failures=5, block_seconds=30
     )
-    async with serving(create_app(config, FakeEngine())) as url, httpx.AsyncClient(base_url=url) as http:
+    async with (
+        serving(create_app(config, FakeEngine())) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as http,
+    ):
         for _ in range(5):
             answer = await http.get("/v1/models", headers=from_("203.0.113.9", "sk-guess"))
             assert answer.status_code == 401
@@ -81,7 +84,10 @@ async def test_wrong_keys_block_their_address_until_it_is_lifted(
 
 async def test_no_key_at_all_is_not_held_against_anyone(file: Path) -> None:
     config = settings(api_keys_file=file, block_after_failures=3)
-    async with serving(create_app(config, FakeEngine())) as url, httpx.AsyncClient(base_url=url) as http:
+    async with (
+        serving(create_app(config, FakeEngine())) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as http,
+    ):
         for _ in range(10):
             assert (await http.get("/v1/models")).status_code == 401
         assert (await http.get("/v1/models", headers=bearer(KEY))).status_code == 200
@@ -89,7 +95,10 @@ async def test_no_key_at_all_is_not_held_against_anyone(file: Path) -> None:
 
 async def test_running_into_limits_blocks_the_key_not_the_address(file: Path) -> None:
     config = settings(api_keys_file=file, rate_limit_per_minute=1, block_after_limit_hits=3)
-    async with serving(create_app(config, FakeEngine())) as url, httpx.AsyncClient(base_url=url) as http:
+    async with (
+        serving(create_app(config, FakeEngine())) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as http,
+    ):
         codes = []
         for _ in range(6):
             answer = await http.get("/v1/models", headers=bearer(KEY))

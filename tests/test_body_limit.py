@@ -45,6 +45,6 @@ async def test_a_longer_body_is_refused_before_the_rest_is_read(sent: bytes) -> 
 async def test_a_body_of_exactly_the_limit_passes() -> None:
     body = b'{"messages": [{"role": "user", "content": "Hi"}]}'
     app = create_app(settings(server={"max_body_bytes": LIMIT}), FakeEngine())
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         answer = await client.post("/v1/chat/completions", content=body.ljust(LIMIT), headers=HEADERS)
     assert answer.status_code == 200

@@ -99,14 +99,19 @@ async def test_what_either_form_left_serves_both(storage: str | None) -> None:
             async with asking(engine, storage) as (http, cache):
                 filled = await http.post(kind, json=ask | first)
                 assert filled.headers["x-cache"] == "miss" and "age" not in filled.headers
-                await until(lambda cache=cache: not cache._flights)  # type: ignore[misc]
+                await until(lambda cache=cache: not cache.flights)  # type: ignore[misc]
                 for form, text in zip(forms, expected, strict=True):
                     answer = await http.post(kind, json=ask | form)
                     assert answer.headers["x-cache"] == "hit" and answer.headers["age"] in ("0", "1")
                     assert anonymous(answer.text) == text
                     assert answer.headers["x-request-id"] in answer.text
                 assert len(engine.requests) == 1
-                assert (cache.hits, cache.misses, cache.bypassed) == (3, 1, 0)
+                assert cache.outcomes == {"hit": 3, "miss": 1, "coalesced": 0, "bypass": 0}
+
+
+def waiting(cache: ResponseCache) -> int:
+    """Requests that share what is being generated, those that began it included."""
+    return sum(len(flight.seats) for flight in cache.flights.values())
 
 
 # Whose answer it is.
@@ -198,7 +203,7 @@ async def test_sampled_answers_are_kept_only_on_request() -> None:
     sampled = ASK | {"temperature": 1}
     async with asking(FakeEngine()) as (http, cache):
         assert [(await http.post(CHAT, json=sampled)).headers["x-cache"] for _ in "ab"] == ["bypass"] * 2
-        assert cache.bypassed == 2
+        assert cache.outcomes["bypass"] == 2
     async with asking(FakeEngine(), mode="all") as (http, _):
         kinds = [(await http.post(CHAT, json=sampled)).headers["x-cache"] for _ in "ab"]
         assert kinds == ["miss", "hit"]
@@ -213,7 +218,7 @@ async def test_cache_control_of_the_request() -> None:
             return answer.headers["x-cache"], answer.json()["choices"][0]["message"]["content"]
 
         assert await ask("no-store") == ("bypass", "old")
-        assert cache.entries == 0
+        assert cache.store.entries == 0
         assert await ask() == ("miss", "old")
         engine.words = ("new",)
         assert await ask() == ("hit", "old")
@@ -236,7 +241,7 @@ async def test_errors_and_aborted_answers_are_not_kept(stream: bool) -> None:
     engine = FakeEngine(fail_at=1)
     async with asking(engine) as (http, cache):
         assert "the fake engine failed" in (await http.post(CHAT, json=ASK | {"stream": stream})).text
-        assert not cache._flights
+        assert not cache.flights
         engine.fail_at, engine.finish_reason = None, "abort"
         assert (await http.post(CHAT, json=ASK | {"stream": stream})).headers["x-cache"] == "miss"
         engine.finish_reason = "length"
@@ -254,13 +259,13 @@ async def test_limits(storage: str | None) -> None:
         assert [await ask(number) for number in (1, 2, 1, 3, 1, 2)] == [
             *("miss", "miss", "hit", "miss", "hit", "miss")
         ]
-        await until(lambda: not cache._flights)
-        assert (cache.entries, cache.evictions) == (2, 2)
-        each = cache.size // 2
+        await until(lambda: not cache.flights)
+        assert (cache.store.entries, cache.store.evictions) == (2, 2)
+        each = cache.store.size // 2
     async with asking(FakeEngine(("x" * 1000,)), storage, max_bytes=3000) as (http, cache):
         assert [await ask(number) for number in (1, 2, 3, 1)] == ["miss"] * 4
-        await until(lambda: not cache._flights)
-        assert cache.entries == 2 and 2 * each < cache.size <= 3000
+        await until(lambda: not cache.flights)
+        assert cache.store.entries == 2 and 2 * each < cache.store.size <= 3000
     async with asking(FakeEngine(("x" * 4000,)), storage, max_bytes=3000) as (http, cache):
         assert [await ask(1), await ask(1)] == ["miss", "miss"]
     async with asking(FakeEngine(), storage, ttl_seconds=0.05) as (http, cache):
@@ -276,7 +281,7 @@ async def test_256_at_once_are_one_generation(storage: str | None) -> None:
     engine = FakeEngine(hang_at=1)
     async with asking(engine, storage) as (http, cache):
         asked = [asyncio.create_task(http.post(CHAT, json=ASK | {"stream": n % 2 == 0})) for n in range(256)]
-        await until(lambda: cache.coalesced == 255, 30)
+        await until(lambda: waiting(cache) == 256, 30)
         engine.go_on.set()
         answers = await asyncio.gather(*asked)
         assert len(engine.requests) == 1
@@ -303,8 +308,8 @@ async def test_a_stream_joins_in_progress_and_outlives_who_began_it() -> None:
         await until(lambda: any(" two" in line for line in second))
         leader.cancel()
         await asyncio.gather(leader, return_exceptions=True)
-        (flight,) = cache._flights.values()
-        await until(lambda: len(flight._seats) == 1)
+        (flight,) = cache.flights.values()
+        await until(lambda: len(flight.seats) == 1)
         assert not engine.cancelled
         engine.go_on.set()
         await follower
@@ -318,19 +323,19 @@ async def test_the_last_to_leave_stops_the_generation(stream: bool) -> None:
     engine = FakeEngine(hang_at=0)
     async with asking(engine) as (http, cache):
         asked = [asyncio.create_task(http.post(CHAT, json=ASK | {"stream": stream})) for _ in "abc"]
-        await until(lambda: cache.coalesced == 2 and engine.hanging == 1)
+        await until(lambda: waiting(cache) == 3 and engine.hanging == 1)
         for task in asked:
             assert not engine.cancelled
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await until(lambda: engine.cancelled == 1 and not cache._flights)
+        await until(lambda: engine.cancelled == 1 and not cache.flights)
 
 
 async def test_one_failure_is_told_to_all_who_wait() -> None:
     engine = FakeEngine(hang_at=0, fail_at=1, error=ServeError("it broke"))
     async with asking(engine) as (http, cache):
         asked = [asyncio.create_task(http.post(CHAT, json=ASK | {"stream": True})) for _ in range(20)]
-        await until(lambda: cache.coalesced == 19)
+        await until(lambda: waiting(cache) == 20)
         engine.go_on.set()
         assert all("it broke" in answer.text for answer in await asyncio.gather(*asked))
         assert len(engine.requests) == 1
@@ -361,12 +366,12 @@ async def test_only_one_who_can_pay_begins(file: Path) -> None:
     ask = ASK | {"max_tokens": 600}
     async with asking(engine, None, file) as (http, cache):
         asked = [asyncio.create_task(http.post(CHAT, json=ask, headers=bearer(ALICE))) for _ in range(10)]
-        await until(lambda: cache.coalesced == 9)
+        await until(lambda: waiting(cache) == 10)
         engine.go_on.set()
         assert {(await task).status_code for task in asked} == {200}
         too_much = await http.post(CHAT, json=ask | {"max_tokens": 2000}, headers=bearer(ALICE))
         assert too_much.status_code == 429
-        assert not cache._flights
+        assert not cache.flights
 
 
 async def test_whoever_is_left_pays(file: Path) -> None:
@@ -375,10 +380,10 @@ async def test_whoever_is_left_pays(file: Path) -> None:
         leader = asyncio.create_task(http.post(CHAT, json=ASK, headers=bearer(ALICE)))
         await until(lambda: engine.hanging == 1)
         follower = asyncio.create_task(http.post(CHAT, json=ASK, headers=bearer(BOB)))
-        await until(lambda: cache.coalesced == 1)
+        await until(lambda: waiting(cache) == 2)
         leader.cancel()
-        (flight,) = cache._flights.values()
-        await until(lambda: len(flight._seats) == 1)
+        (flight,) = cache.flights.values()
+        await until(lambda: len(flight.seats) == 1)
         engine.go_on.set()
         assert (await follower).status_code == 200
         usage = (await http.get("/v1/usage", headers=bearer(BOB))).json()["data"][0]
@@ -410,7 +415,7 @@ async def test_an_admin_empties_it(file: Path, storage: str | None) -> None:
 
         async def ask(key: str) -> str:
             kind = str((await http.post(CHAT, json=ASK, headers=bearer(key))).headers["x-cache"])
-            await until(lambda: not cache._flights)
+            await until(lambda: not cache.flights)
             return kind
 
         async def clear(**query: str) -> Any:
@@ -444,7 +449,7 @@ async def test_another_load_of_the_model_empties_its_entries(storage: str | None
         await http.post(CHAT, json=ASK)
         engine.model = LoadedModel("fake")
         assert (await http.post(CHAT, json=ASK)).headers["x-cache"] == "miss"
-        await until(lambda: not cache._flights)
+        await until(lambda: not cache.flights)
         engine.model = LoadedModel("other weights")
         assert (await http.post(CHAT, json=ASK)).headers["x-cache"] == "miss"
 
@@ -461,7 +466,7 @@ async def test_servers_share_it_and_go_on_without_it(tmp_path: Path) -> None:
         one, two = (create_app(given, FakeEngine()) for _ in "ab")
         async with serving(one) as first, serving(two) as second, httpx.AsyncClient(timeout=10) as http:
             await http.post(first + CHAT, json=ASK)
-            await until(lambda: not one.state.cache._flights)
+            await until(lambda: not one.state.cache.flights)
             assert (await http.post(second + CHAT, json=ASK)).headers["x-cache"] == "hit"
             (name,) = [key for key in await one.state.cache.store._redis.keys() if b"answers" in key]
             for field in await one.state.cache.store._redis.hkeys(name):

@@ -19,7 +19,7 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 async def test_ready_turns_first_and_requests_are_refused_last() -> None:
     engine, drain = FakeEngine(hang_at=0), Drain()
     app = create_app(Settings(model={"name": "gemma-demo"}), engine, drain=drain)
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         running = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT))
         await until(lambda: engine.hanging == 1)
 

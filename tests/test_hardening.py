@@ -122,7 +122,7 @@ async def test_a_slow_answer_is_not_a_slow_sender() -> None:
     engine = FakeEngine(("a",) * 10, pause=0.1)
     async with (
         serving(create_app(settings(), engine), limits=ServerSettings(read_timeout_seconds=0.3)) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
     ):
         answer = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
         assert answer.text.rstrip().endswith("[DONE]")
@@ -156,7 +156,7 @@ async def test_too_many_connections_are_told_and_probes_answered() -> None:
         assert (await exchange(url, probe))[0] == 200
         for _, writer in idle:
             writer.close()
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
 
             async def again() -> bool:
                 return (await client.get("/v1/models")).status_code == 200
@@ -188,7 +188,7 @@ async def test_deep_json_and_costly_requests_are_refused() -> None:
         ("/v1/messages", {"messages": [], "max_tokens": 101}, "max_tokens"),
     ]
     app = create_app(settings(limits=limits), engine)
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         for path, body, param in cases:
             answer = await client.post(path, json=body)
             assert answer.status_code == 400, (param, answer.text)
@@ -208,7 +208,7 @@ async def test_deep_json_and_costly_requests_are_refused() -> None:
 
 async def test_security_headers() -> None:
     app = create_app(settings(), FakeEngine())
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         for path in ("/v1/models", "/docs", "/nowhere"):
             headers = (await client.get(path)).headers
             assert headers["x-content-type-options"] == "nosniff"
@@ -221,7 +221,7 @@ async def test_security_headers() -> None:
 
 async def test_trusted_hosts() -> None:
     app = create_app(settings(security={"trusted_hosts": ["api.example", "*.apps.example"]}), FakeEngine())
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         for host, status in (
             ("api.example", 200),
             ("API.example:8000", 200),
@@ -247,7 +247,7 @@ async def test_cors_is_configurable() -> None:
     }
     app = create_app(settings(security=security), FakeEngine())
     preflight = {"origin": "https://a.example", "access-control-request-method": "GET"}
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         answer = await client.options("/v1/models", headers=preflight)  # without a key: browsers send none
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-credentials"] == "true"

@@ -87,7 +87,7 @@ def client(**quotas: int) -> Client:
 
 async def test_requests_in_a_window(storage: str | None) -> None:
     app = create_app(settings(storage, rate_limit_per_minute=3), FakeEngine())
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as http:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
         for left in (2, 1, 0):
             answer = await http.post("/v1/chat/completions", json=CHAT)
             assert answer.status_code == 200
@@ -127,7 +127,7 @@ async def test_requests_in_flight(storage: str | None) -> None:
     engine = FakeEngine(hang_at=0)
     app = create_app(settings(storage, max_in_flight=1), engine)
     limiter = find_limiter(app)
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as http:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
         for stream in (False, True):
             engine.hanging = 0
             first = asyncio.create_task(http.post("/v1/chat/completions", json=CHAT | {"stream": stream}))
@@ -193,7 +193,7 @@ async def test_no_more_than_the_limit_at_the_same_time(limiter: RateLimiter) -> 
 async def test_headers_and_corrections_over_http(storage: str | None) -> None:
     engine = FakeEngine()
     app = create_app(settings(storage, tokens_per_minute=1000), engine)
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as http:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
         body = CHAT | {"max_tokens": 400}
         answer = await http.post("/v1/chat/completions", json=body)
         assert answer.headers["x-ratelimit-limit-tokens"] == "1000"
@@ -214,7 +214,7 @@ async def test_headers_and_corrections_over_http(storage: str | None) -> None:
 async def test_relayed_apis_are_counted_too() -> None:
     engine = FakeEngine(usage={"input_tokens": 200, "output_tokens": 100})
     app = create_app(settings(tokens_per_minute=1000), engine)
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as http:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
         for path, body in (
             ("/v1/responses", {"input": "x", "max_output_tokens": 500}),
             ("/v1/messages", {"messages": [], "max_tokens": 500}),
@@ -242,7 +242,7 @@ async def test_each_key_has_its_own(tmp_path: Path) -> None:
         ],
     )
     app = create_app(settings(api_keys_file=file, rate_limit_per_minute=4), FakeEngine())
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as http:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
         for key, limit in ((KEY, 2), (OTHER, 4)):
             statuses = [(await http.get("/v1/models", headers=bearer(key))).status_code for _ in range(6)]
             assert statuses == [200] * limit + [429] * (6 - limit)
@@ -252,7 +252,7 @@ async def test_each_key_has_its_own(tmp_path: Path) -> None:
 async def test_addresses_are_believed_from_proxies_only() -> None:
     for proxies, others in ((["127.0.0.0/8"], 200), ([], 429)):
         app = create_app(settings(trusted_proxies=proxies, rate_limit_per_minute=1), FakeEngine())
-        async with serving(app) as url, httpx.AsyncClient(base_url=url) as http:
+        async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
             first = {"X-Forwarded-For": "198.51.100.1, 203.0.113.1"}
             assert (await http.get("/v1/models", headers=first)).status_code == 200
             # The left of the list is the client's to invent; the right is the proxy's word.
@@ -266,7 +266,7 @@ async def test_addresses_are_believed_from_proxies_only() -> None:
 
 async def test_an_ipv6_network_is_one_client() -> None:
     app = create_app(settings(trusted_proxies=["127.0.0.1"], rate_limit_per_minute=1), FakeEngine())
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as http:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
         statuses = [
             (await http.get("/v1/models", headers={"X-Forwarded-For": address})).status_code
             for address in ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "::ffff:192.0.2.1", "192.0.2.1")
@@ -297,7 +297,7 @@ async def test_usage_by_key_and_day(tmp_path: Path, storage: str | None) -> None
         ],
     )
     app = create_app(settings(storage, api_keys_file=file), FakeEngine())
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as http:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
         for _ in range(2):
             await http.post("/v1/chat/completions", json=CHAT, headers=bearer(KEY))
         own = (await http.get("/v1/usage", headers=bearer(KEY))).json()
@@ -340,7 +340,7 @@ async def test_500_disconnects_leave_nothing_behind(storage: str | None) -> None
 
         async with httpx.AsyncClient(base_url=url, timeout=30) as http:
             await asyncio.gather(*(leave_early(http) for _ in range(500)))
-        await until(lambda: limiter.in_flight() == 0, 30)
+        await until(lambda: limiter.in_flight() == 0 and not limiter._settling, 30)
         anyone = Client("ip:127.0.0.1", quotas=replace(config.security.quotas, in_flight=1))
         lease = await limiter.admit(anyone)  # so none is held in the store either
         await lease.settle(None, None)
@@ -355,7 +355,7 @@ async def test_redis_away_and_back(tmp_path: Path, caplog: pytest.LogCaptureFixt
     async with (
         serving(create_app(config, FakeEngine())) as url,
         serving(create_app(shut, FakeEngine())) as closed_url,
-        httpx.AsyncClient(base_url=url) as opened,
+        httpx.AsyncClient(base_url=url, timeout=60) as opened,
         httpx.AsyncClient(base_url=closed_url) as closed,
     ):
         for _ in range(20):

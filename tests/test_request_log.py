@@ -32,7 +32,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 async def test_the_line_and_its_fields(caplog: pytest.LogCaptureFixture) -> None:
     async with (
         serving(create_app(settings(), FakeEngine())) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
     ):
         await client.post(
             "/v1/chat/completions", json=CHAT | {"stream": True}, headers={"X-Request-Id": "abc-1"}
@@ -52,7 +52,10 @@ async def test_a_client_that_leaves_is_logged_as_499_and_its_work_cancelled(
     caplog: pytest.LogCaptureFixture, stream: bool
 ) -> None:
     engine = FakeEngine(hang_at=0)
-    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(settings(), engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         request = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT | {"stream": stream}))
         await until(lambda: engine.hanging == 1)
         request.cancel()
@@ -64,7 +67,10 @@ async def test_a_client_that_leaves_is_logged_as_499_and_its_work_cancelled(
 
 async def test_a_client_that_leaves_in_mid_stream(caplog: pytest.LogCaptureFixture) -> None:
     engine = FakeEngine(hang_at=1)
-    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(settings(), engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         async with client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as answer:
             assert "assistant" in await anext(answer.aiter_text())
         await until(lambda: engine.cancelled == 1 and engine.streams[0].closed)
@@ -78,7 +84,7 @@ async def test_a_client_that_leaves_in_mid_stream(caplog: pytest.LogCaptureFixtu
 async def test_request_id(given: str, kept: bool) -> None:
     async with (
         serving(create_app(settings(), FakeEngine())) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
     ):
         answer = await client.get("/health", headers={b"X-Request-Id": given.encode()})
     returned = answer.headers["x-request-id"]
@@ -89,7 +95,7 @@ async def test_request_id(given: str, kept: bool) -> None:
 async def test_a_path_cannot_forge_a_line(caplog: pytest.LogCaptureFixture) -> None:
     async with (
         serving(create_app(settings(), FakeEngine())) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
     ):
         await client.get("/x%0a2026-01-01%20-%20INFO%20-%20forged%1b[31m")
     message = lines(caplog)[0].getMessage()
@@ -118,7 +124,7 @@ def test_what_json_cannot_hold_is_logged_all_the_same() -> None:
 async def test_probes_are_not_logged_at_info(caplog: pytest.LogCaptureFixture) -> None:
     async with (
         serving(create_app(settings(), FakeEngine())) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
     ):
         await client.get("/health/ready")
     assert not lines(caplog)

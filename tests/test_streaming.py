@@ -26,7 +26,7 @@ def settings(**server: float) -> Settings:
 async def test_comments_keep_a_silent_stream_alive() -> None:
     engine = FakeEngine(("Hello", " you", " all"), hang_at=1)
     app = create_app(settings(keep_alive_seconds=0.02), engine)
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         comments, data = 0, []
         async with client.stream("POST", "/v1/chat/completions", json=STREAM) as answer:
             async for line in answer.aiter_lines():
@@ -72,7 +72,7 @@ async def test_an_error_after_a_comment_is_told_in_the_stream() -> None:
 async def test_only_events_have_comments(accept: str) -> None:
     engine = FakeEngine(hang_at=1)
     app = create_app(settings(keep_alive_seconds=0.02), engine)
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         asking = asyncio.create_task(
             client.post("/v1/chat/completions", json={"messages": MESSAGES}, headers={"Accept": accept})
         )
@@ -85,7 +85,10 @@ async def test_only_events_have_comments(accept: str) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_deadline_ends_the_work(stream: bool) -> None:
     engine = FakeEngine(hang_at=0)
-    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(settings(), engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         answer = await client.post(
             "/v1/chat/completions",
             json={"messages": MESSAGES, "stream": stream},
@@ -99,7 +102,10 @@ async def test_a_deadline_ends_the_work(stream: bool) -> None:
 
 async def test_a_deadline_in_the_middle_is_the_streams_last_event() -> None:
     engine = FakeEngine(hang_at=1)
-    async with serving(create_app(settings(), engine)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(settings(), engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         answer = await client.post("/v1/chat/completions", json=STREAM, headers={"X-Request-Timeout": "0.05"})
         assert answer.status_code == 200
         assert '"code":"deadline_exceeded"' in answer.text.strip().splitlines()[-1]
@@ -110,7 +116,7 @@ async def test_a_deadline_in_the_middle_is_the_streams_last_event() -> None:
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf", ""])
 async def test_a_wrong_deadline_is_refused(value: str) -> None:
     app = create_app(settings(), FakeEngine())
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         answer = await client.post(
             "/v1/chat/completions", json={"messages": MESSAGES}, headers={"X-Request-Timeout": value}
         )
@@ -122,7 +128,10 @@ async def test_a_full_queue_refuses_before_it_reads_the_body() -> None:
     engine = FakeEngine(hang_at=0)
     engine.capacity = lambda: 1  # type: ignore[method-assign]
     limits = Settings(model={"name": "gemma-demo"}, queue={"max_requests": 1})
-    async with serving(create_app(limits, engine)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(limits, engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         asked = [asyncio.create_task(client.post("/v1/chat/completions", json=STREAM)) for _ in range(3)]
         await until(lambda: sum(task.done() for task in asked) == 1)
         (refused,) = [task.result() for task in asked if task.done()]

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 from typing import Any
 
+import prometheus_client
 import pytest
 import vllm
 from vllm import exceptions
@@ -157,3 +158,15 @@ def test_error_answers() -> None:
     ):
         with pytest.raises(wanted):
             raise_for_error(response)
+
+
+def test_what_the_report_reads_is_there() -> None:
+    from vllm.config import CacheConfig
+    from vllm.v1.metrics import loggers
+    from vllm.v1.metrics.stats import SchedulerStats
+
+    read = {"num_running_reqs", "num_waiting_reqs", "kv_cache_usage"}
+    assert read <= SchedulerStats.__dataclass_fields__.keys()
+    assert "kv_cache_memory_bytes" in CacheConfig.__dataclass_fields__
+    assert '"vllm:generation_tokens"' in inspect.getsource(loggers)
+    assert loggers.PrometheusStatLogger._counter_cls is prometheus_client.Counter

@@ -40,8 +40,8 @@ def check_caps(body: dict[str, Any], limits: LimitsSettings) -> None:
             _at_most(body, name, limits.max_tokens, "tokens of an answer")
     for name in _STOPS:
         most = limits.max_stop if "stop" in name and "ids" not in name else limits.max_word_lists
-        _few(body, name, most, "entries")
-    _few(body, "tools", limits.max_tools, "tools")
+        _few(body, name, most)
+    _few(body, "tools", limits.max_tools)
     for name in _SCHEMAS:
         if isinstance(body.get(name), dict | list):
             _small(name, body[name], limits.max_schema_bytes)
@@ -62,12 +62,11 @@ def _at_most(body: dict[str, Any], name: str, most: int, what: str) -> None:
         raise InvalidRequest(f"'{name}' is {value}; at most {most} {what}.", param=name, code="invalid_value")
 
 
-def _few(body: dict[str, Any], name: str, most: int, what: str) -> None:
+def _few(body: dict[str, Any], name: str, most: int) -> None:
     value = body.get(name)
     if isinstance(value, list) and len(value) > most:
-        raise InvalidRequest(
-            f"'{name}' has {len(value):,} {what}; at most {most}.", param=name, code="invalid_value"
-        )
+        message = f"Invalid value for '{name}': should have at most {most} items, got {len(value):,}."
+        raise InvalidRequest(message, param=name, code="invalid_value")
 
 
 def _small(name: str, schema: Any, most: int) -> None:

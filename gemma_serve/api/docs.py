@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
-from .schemas import Error
+from .schemas import AnthropicError, Error
 
 _REF = "#/components/schemas/{model}"
 _SWAGGER = Path(__file__).parent.parent / "web" / "swagger"
@@ -33,6 +33,44 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Error} for status in statuses}
 
 
+def _add_common(path: str, operation: dict[str, Any]) -> None:
+    """What the layers above every route answer; in place of FastAPI's 422, which `app.py` makes a 400."""
+    responses = operation["responses"]
+    if "HTTPValidationError" in str(responses.get("422")):
+        del responses["422"]
+    if path.startswith("/health/"):
+        operation["security"] = []
+        return
+    model = AnthropicError if path.startswith("/v1/messages") else Error
+    schema = {"$ref": _REF.format(model=model.__name__)}
+    for status, meaning in _COMMON.items():
+        content = {"application/json": {"schema": schema}}
+        responses.setdefault(status, {"description": meaning, "content": content})
+
+
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+_COMMON = {
+    "400": "Something in the request is wrong; the message says what.",
+    "401": "An API key is needed, and this is none.",
+    "403": "The API key is not for this.",
+    "429": "Too much; `Retry-After` says when to come back.",
+    "503": "Try again later.",
+}
+EVENTS: dict[str, Any] = {"text/event-stream": {}}
+"""Content of an answer that may be streamed."""
+STREAMS = EVENTS | {"application/x-ndjson": {}, "text/plain": {}}
+_ANY_OBJECT = {"type": "object", "additionalProperties": True}
+
+
+def any_body(description: str) -> dict[str, Any]:
+    """`openapi_extra` of a route whose body is somebody else's to define."""
+    content = {"application/json": {"schema": _ANY_OBJECT | {"description": description}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def install(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> None:
     """Serve `/openapi.json` with the request bodies' schemas, and `/docs`."""
 
@@ -46,6 +84,11 @@ def install(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> None:
                 schema = model.model_json_schema(ref_template=_REF)
                 schemas.update(schema.pop("$defs", {}))
                 schemas[model.__name__] = schema
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    _add_common(path, operation)
+            document["components"]["securitySchemes"] = _KEYS
+            document["security"] = [{name: []} for name in _KEYS]
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from typing import Any, Literal
 
-import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -13,12 +12,12 @@ from ..cache import AnswerStream
 from ..engine.base import CacheUse, GenerationRequest, Kind, TokenStream
 from ..errors import InvalidRequest
 from ..generation import Generator
-from ..logs import RequestRecord, current_request
+from ..logs import current_request
 from ..models import Models
 from ..settings import LimitsSettings, Settings
 from .body import body_size, cache_use, patience_of, read_body
 from .cost_caps import check_caps, default_length
-from .docs import errors, request_schema
+from .docs import STREAMS, errors, request_schema
 from .schemas import ChatCompletion, ChatCompletionBody, Completion, CompletionBody, GenerationBody
 from .streaming import (
     EVENT_STREAM_HEADERS,
@@ -75,6 +74,7 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         body, checked = await read_body(request, schema, settings.limits.max_json_depth)
         _check_parameters(body, settings.limits)
         default_length(body, settings.limits)
+        size = len(await request.body())
         work = _request(kind, body, models, size, cache_use(request))
         form = _stream_form(request)
         if form == "text" and (checked.n or 1) > 1:
@@ -84,32 +84,30 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         if checked.stream or form != "events":
             work.body["stream"] = True
             usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            copies = checked.n or 1
+            answers = checked.n or 1
 
             def make_writer(stream: TokenStream) -> Writer:
                 if form == "text":
                     return TextWriter()
                 return ChunkWriter(kind, stream, usage, json_lines=form == "lines")
 
-            found, key = await generator.find(work)
-            if found is not None:
-                stream = AnswerStream(found, work.public_id)
-                return stored_stream(make_writer(stream), copies, found.stream(), _HEADERS[form])
-            return GenerationStream(
-                lambda: generator.stream(work, key), make_writer, _HEADERS[form], patience, copies
-            )
-        found, key = await generator.find(work)
-        if found is not None:
+            generation = generator.prepare(work)
+            if (found := generation.found()) is not None:
+                writer = make_writer(AnswerStream(found, work.public_id))
+                return stored_stream(writer, answers, found.deltas(), _HEADERS[form])
+            return GenerationStream(generation, make_writer, _HEADERS[form], patience, answers)
+        generation = generator.prepare(work)
+        if (found := generation.found()) is not None:
             answer = found.body(work.public_id)
         else:
-            answer = await until_disconnect(request.receive, generator.complete(work, key), patience.deadline)
-        return Response(orjson.dumps(answer), media_type="application/json")
+            answer = await until_disconnect(request.receive, generation.complete(), patience.deadline)
+        return Response(answer, media_type="application/json")
 
     @routes.post(
         "/v1/chat/completions",
         summary="Answer a chat",
         response_class=Response,
-        responses={200: {"model": ChatCompletion}, **errors(400, 404, 413, 415, 503)},
+        responses={200: {"model": ChatCompletion, "content": STREAMS}, **errors(400, 404, 413, 415, 503)},
         openapi_extra=request_schema(ChatCompletionBody),
     )
     async def chat_completions(request: Request) -> Any:
@@ -120,7 +118,7 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         "/v1/completions",
         summary="Continue a text",
         response_class=Response,
-        responses={200: {"model": Completion}, **errors(400, 404, 413, 415, 503)},
+        responses={200: {"model": Completion, "content": STREAMS}, **errors(400, 404, 413, 415, 503)},
         openapi_extra=request_schema(CompletionBody),
     )
     async def completions(request: Request) -> Any:
@@ -156,11 +154,8 @@ def _request(
         name: value for name, value in body.items() if value is not None and name not in _WITHOUT_EFFECT
     }
     answers = _prompts(body) * (body.get("n") or 1)
-    return GenerationRequest(kind, passed, _id(record), model, size, answers, cache)
-
-
-def _id(record: RequestRecord | None) -> str:
-    return record.id if record else uuid.uuid4().hex
+    name = record.id if record else uuid.uuid4().hex
+    return GenerationRequest(kind, passed, name, model, size, answers, cache)
 
 
 def _prompts(body: dict[str, Any]) -> int:

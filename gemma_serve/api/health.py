@@ -1,7 +1,10 @@
-"""`GET /health`, `/health/live`, `/health/ready` and `/ping`."""
+"""`GET /health`, what is below it, and `/ping`."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import orjson
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
@@ -43,6 +46,15 @@ def router(health: Health) -> APIRouter:
         """503 only when a restart would help."""
         return JSONResponse(health.summary(), 200 if health.live() else 503, {"Cache-Control": "no-store"})
 
+    @routes.get("/health/status", summary="What runs here, and what has happened to it")
+    async def status() -> Response:
+        return _current(health.status())
+
+    @routes.get("/health/metrics", summary="How busy the server is")
+    async def metrics() -> Response:
+        """Rates are over the last 10 and 60 seconds, percentiles over 5 minutes; /metrics has the totals."""
+        return _current(health.metrics())
+
     @routes.get("/ping", summary="As /health/ready, without a body", response_class=Response, responses=bare)
     @routes.post("/ping", summary="As /health/ready, without a body", response_class=Response, responses=bare)
     async def ping() -> Response:
@@ -51,3 +63,7 @@ def router(health: Health) -> APIRouter:
         return Response(status_code=status, headers=headers)
 
     return routes
+
+
+def _current(body: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(body), 200, {"Cache-Control": "no-store"}, "application/json")

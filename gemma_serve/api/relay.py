@@ -11,14 +11,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..engine.base import RelayKind
-from ..errors import ServeError
+from ..errors import InvalidRequest, ServeError
 from ..generation import Generator, RelayedEvents
 from ..logs import current_request
 from ..models import Models
 from ..settings import Settings
 from .body import body_size, parse_json, patience_of, require_json
 from .cost_caps import check_caps, default_length
-from .docs import errors
+from .docs import EVENTS, any_body, errors
+from .schemas import AnthropicError
 from .streaming import EVENT_STREAM_HEADERS, Patience, StreamedResponse, until_disconnect
 
 
@@ -71,10 +72,18 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         generator.require_room(size)
         patience = patience_of(request, settings)
         require_json(request)
-        body = parse_json(await request.body(), limits.max_json_depth)
+        raw = await request.body()
+        size = len(raw)
+        body = parse_json(raw, limits.max_json_depth)
         check_caps(body, limits)
         if kind == "responses":
             default_length(body, limits, "max_output_tokens")
+        if type(stream := body.get("stream") or False) is not bool:  # vLLM would take 1 or "true" for true
+            raise InvalidRequest(
+                f"Invalid value for 'stream': should be a boolean, got {stream!r:.50}.",
+                param="stream",
+                code="invalid_type",
+            )
         body["model"] = models.resolve(body.get("model"))
         record = current_request.get()
         if record is not None:
@@ -83,11 +92,9 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         async def work() -> Any:
             return await generator.relay(kind, body, size)
 
-        if body.get("stream") is True and kind in _STREAMS:
+        if stream and kind in _STREAMS:
             return _STREAMS[kind](work, patience)
         answer = await until_disconnect(request.receive, work(), patience.deadline)
-        if record is not None and kind == "embeddings":
-            record.prompt_tokens = answer["usage"]["prompt_tokens"]
         return Response(orjson.dumps(answer), media_type="application/json")
 
     async def anthropic(kind: RelayKind, request: Request) -> Response:
@@ -96,40 +103,63 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         except ServeError as error:
             return _anthropic_response(error)
 
+    anthropics: dict[str, Any] = {
+        "responses": {200: {"content": EVENTS}}
+        | {status: {"model": AnthropicError} for status in (404, 413, 415)},
+        "openapi_extra": any_body("https://docs.anthropic.com/en/api/messages"),
+    }
+
     @routes.post(
         "/v1/responses",
         tags=["generation"],
         summary="OpenAI's Responses API",
-        responses=errors(400, 404, 503),
+        responses=errors(404, 413, 415) | {200: {"content": EVENTS}},
+        openapi_extra=any_body("https://platform.openai.com/docs/api-reference/responses/create"),
     )
     async def responses(request: Request) -> Any:
         """Stateless: answers are not stored, so `previous_response_id` finds nothing."""
         return await relay("responses", request)
 
-    @routes.post("/v1/messages", tags=["generation"], summary="Anthropic's Messages API")
+    @routes.post("/v1/messages", tags=["generation"], summary="Anthropic's Messages API", **anthropics)
     async def messages(request: Request) -> Any:
         """For clients of Anthropic's SDK; errors have Anthropic's shape here."""
         return await anthropic("messages", request)
 
-    @routes.post("/v1/messages/count_tokens", tags=["generation"], summary="Count a message's tokens")
+    @routes.post(
+        "/v1/messages/count_tokens", tags=["generation"], summary="Count a message's tokens", **anthropics
+    )
     async def count_tokens(request: Request) -> Any:
         return await anthropic("count_tokens", request)
 
     @routes.post(
-        "/v1/embeddings", tags=["embeddings"], summary="Text to vectors", responses=errors(400, 404, 503)
+        "/v1/embeddings",
+        tags=["embeddings"],
+        summary="Text to vectors",
+        responses=errors(404, 413, 415),
+        openapi_extra=any_body("https://platform.openai.com/docs/api-reference/embeddings/create"),
     )
     async def embeddings(request: Request) -> Any:
         """Where the model embeds, such as EmbeddingGemma; others answer 400."""
         return await relay("embeddings", request)
 
     @routes.post(
-        "/tokenize", tags=["tokens"], summary="Text or messages to token ids", responses=errors(400, 404, 503)
+        "/tokenize",
+        tags=["tokens"],
+        summary="Text or messages to token ids",
+        responses=errors(404, 413, 415),
+        openapi_extra=any_body("`prompt`, or `messages`"),
     )
     async def tokenize(request: Request) -> Any:
         """`prompt`, or `messages` with the chat template applied."""
         return await relay("tokenize", request)
 
-    @routes.post("/detokenize", tags=["tokens"], summary="Token ids to text", responses=errors(400, 404, 503))
+    @routes.post(
+        "/detokenize",
+        tags=["tokens"],
+        summary="Token ids to text",
+        responses=errors(404, 413, 415),
+        openapi_extra=any_body("`tokens`"),
+    )
     async def detokenize(request: Request) -> Any:
         return await relay("detokenize", request)
 

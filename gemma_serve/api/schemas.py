@@ -311,6 +311,16 @@ class Version(BaseModel):
     gemma_serve: str
 
 
+class AnthropicErrorDetail(BaseModel):
+    type: str
+    message: str
+
+
+class AnthropicError(BaseModel):
+    type: Literal["error"]
+    error: AnthropicErrorDetail
+
+
 class HealthSummary(BaseModel):
     status: str
     phase: str | None = None

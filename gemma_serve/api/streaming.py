@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..engine.base import Delta, Kind, TokenStream
 from ..errors import DeadlineExceeded, ServeError, ShuttingDown
-from ..generation import RecordedStream
+from ..generation import Generation
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -106,7 +106,7 @@ class StreamedResponse(Response):
         loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         if self._patience.keep_alive and self._stream_headers is EVENT_STREAM_HEADERS:
-            self._timer = loop.call_later(self._patience.keep_alive, self._tick, loop)
+            self._timer = loop.call_later(self._patience.keep_alive / 2, self._tick, loop)
         try:
             end = await until_disconnect(receive, self.run(), self._patience.deadline)
         except ClientDisconnected:
@@ -125,6 +125,8 @@ class StreamedResponse(Response):
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
     async def emit(self, data: bytes) -> None:
+        if self._ended:
+            return  # the client has gone; for others the generation goes on
         self._silent = False
         self._sending = True
         if not self._started:
@@ -141,7 +143,8 @@ class StreamedResponse(Response):
             self._comment = loop.create_task(self._keep_alive())
         self._silent = True
         assert self._patience.keep_alive is not None
-        self._timer = loop.call_later(self._patience.keep_alive, self._tick, loop)
+        # Silent for a whole interval between two ticks: so a comment comes after one at the latest.
+        self._timer = loop.call_later(self._patience.keep_alive / 2, self._tick, loop)
 
     async def _keep_alive(self) -> None:
         if not self._ended:
@@ -149,36 +152,35 @@ class StreamedResponse(Response):
 
 
 class GenerationStream(StreamedResponse):
-    """A generation as it comes: `open` begins it, `make_writer` knows its form."""
+    """A generation as it comes; `make_writer` knows its form."""
 
     def __init__(
         self,
-        open: Callable[[], Awaitable[RecordedStream]],
+        generation: Generation,
         make_writer: Callable[[TokenStream], Writer],
         headers: list[tuple[bytes, bytes]],
         patience: Patience,
         n: int,
     ) -> None:
         super().__init__(headers, patience)
-        self._open = open
+        self._generation = generation
         self._make_writer = make_writer
         self._writer: Writer | None = None
         self._n = n
 
     async def run(self) -> bytes:
-        stream = await self._open()
-        try:
-            self._writer = writer = self._make_writer(stream.tokens)
-            first = True
-            async for deltas in stream:
-                chunks = b"".join(map(writer.delta, deltas))
-                if first:
-                    first = False
-                    chunks = writer.opening(self._n) + chunks
-                await self.emit(chunks)
-            return writer.ending()
-        finally:
-            await stream.aclose()
+        return await self._generation.deliver(self._write)
+
+    async def _write(self, stream: TokenStream) -> bytes:
+        self._writer = writer = self._make_writer(stream)
+        first = True
+        async for deltas in stream:
+            chunks = b"".join(map(writer.delta, deltas))
+            if first:
+                first = False
+                chunks = writer.opening(self._n) + chunks
+            await self.emit(chunks)
+        return writer.ending()
 
     def render_error(self, error: ServeError) -> bytes:
         return super().render_error(error) if self._writer is None else self._writer.error(error)

@@ -2,7 +2,18 @@
 
 from .answer import Answer, AnswerStream
 from .flight import Flight, Seat, SeatStream
-from .key import CacheKey
-from .response_cache import ResponseCache
+from .key import SHARED, CacheKey
+from .response_cache import OUTCOMES, Outcome, ResponseCache
 
-__all__ = ["Answer", "AnswerStream", "CacheKey", "Flight", "ResponseCache", "Seat", "SeatStream"]
+__all__ = [
+    "OUTCOMES",
+    "SHARED",
+    "Answer",
+    "AnswerStream",
+    "CacheKey",
+    "Flight",
+    "Outcome",
+    "ResponseCache",
+    "Seat",
+    "SeatStream",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,52 +18,68 @@ _ID_PREFIXES = {"chat": "chatcmpl", "completion": "cmpl"}
 _OF_THE_BODY = {"id", "object", "created", "model", "choices", "usage", "system_fingerprint"}
 _OF_A_CHOICE = {"index", "message", "text", "finish_reason"}
 _OF_A_MESSAGE = {"role", "content", "refusal"}
+_OVERHEAD = 1024  # bytes of an entry's objects, besides its content
 
 
 @dataclass(slots=True)
 class Answer:
+    """JSON bytes, made once, when the generation has ended: a hit that wants the same form is ready."""
+
     kind: Kind
     created: int
     model: str
     fingerprint: str | None
     usage: Usage
-    whole: dict[str, Any] | None = None
-    """OpenAI's answer, if the engine gave it whole."""
-    deltas: list[Delta] | None = None
-    """What it gave, if it streamed."""
+    whole: bytes | None = None
+    """OpenAI's answer without its id and first brace, if the engine gave it whole."""
+    rows: bytes | None = None
+    """Its deltas as lists, if it streamed."""
+    finished: bool = True
+    """Has every choice come to its own end?"""
     stored: float = field(default_factory=time.time)
     """Seconds since 1970."""
 
     @classmethod
-    def of_body(cls, kind: Kind, body: dict[str, Any], usage: Usage) -> Answer:
-        return cls(kind, body["created"], body["model"], body.get("system_fingerprint"), usage, whole=body)
+    def of_body(cls, kind: Kind, body: dict[str, Any]) -> Answer:
+        whole = orjson.dumps({name: value for name, value in body.items() if name != "id"})[1:]
+        finished = _all_ended({choice["index"]: choice.get("finish_reason") for choice in body["choices"]})
+        usage = Usage.of_body(body["usage"])
+        head = (kind, body["created"], body["model"], body.get("system_fingerprint"), usage)
+        return cls(*head, whole=whole, finished=finished)
 
     @classmethod
     def of_stream(cls, kind: Kind, stream: TokenStream, deltas: list[Delta]) -> Answer:
-        return cls(kind, stream.created, stream.model, stream.fingerprint, stream.usage, deltas=deltas)
+        reasons: dict[int, str | None] = {}
+        for delta in deltas:
+            reasons[delta.index] = delta.finish_reason or reasons.get(delta.index)
+        head = (kind, stream.created, stream.model, stream.fingerprint, stream.usage)
+        return cls(*head, rows=orjson.dumps([_row(delta) for delta in deltas]), finished=_all_ended(reasons))
 
     @property
     def age(self) -> int:
         """Seconds."""
         return max(0, int(time.time() - self.stored))
 
-    def is_finished(self) -> bool:
-        """Has every choice come to its own end?"""
-        if self.whole is not None:
-            reasons = {choice["index"]: choice.get("finish_reason") for choice in self.whole["choices"]}
-        else:
-            reasons = {}
-            for delta in self.deltas or ():
-                reasons[delta.index] = delta.finish_reason or reasons.get(delta.index)
-        return bool(reasons) and _FINISHED.issuperset(reasons.values())
+    @property
+    def size(self) -> int:
+        """In memory, in bytes."""
+        return len(self.whole or self.rows or b"") + _OVERHEAD
 
-    def body(self, request_id: str) -> dict[str, Any]:
-        """The answer in OpenAI's shape, under an id of its own: clients tell answers apart by it."""
-        name = answer_id(self.kind, request_id)
-        if self.whole is not None:
-            return self.whole | {"id": name}
+    def body(self, request_id: str) -> bytes:
+        """The answer as OpenAI's JSON, under an id of its own: clients tell answers apart by it."""
+        name = orjson.dumps(answer_id(self.kind, request_id))
+        return b'{"id":%b,%b' % (name, self.whole or orjson.dumps(self._joined())[1:])
+
+    def deltas(self) -> list[Delta]:
+        """What a stream of it gives; all at once where the engine gave it whole."""
+        if self.whole is None:
+            return [Delta(*row) for row in orjson.loads(self.rows or b"[]")]
+        body = orjson.loads(b"{" + self.whole)
+        extra = {name: value for name, value in body.items() if name not in _OF_THE_BODY} or None
+        return [_delta(choice, extra) for choice in body["choices"]]
+
+    def _joined(self) -> dict[str, Any]:
         body: dict[str, Any] = {
-            "id": name,
             "object": _OBJECTS[self.kind],
             "created": self.created,
             "model": self.model,
@@ -72,7 +89,7 @@ class Answer:
             body["system_fingerprint"] = self.fingerprint
         choices: dict[int, dict[str, Any]] = {}
         texts: dict[int, list[str]] = {}
-        for delta in self.deltas or ():
+        for delta in self.deltas():
             choice = choices.setdefault(delta.index, {"logprobs": None})
             texts.setdefault(delta.index, []).append(delta.text)
             choice["finish_reason"] = delta.finish_reason or choice.get("finish_reason")
@@ -99,39 +116,29 @@ class Answer:
             | parts
         }
 
-    def stream(self) -> list[Delta]:
-        """What a stream of it gives; all at once where the engine gave it whole."""
-        if self.whole is None:
-            return self.deltas or []
-        extra = {name: value for name, value in self.whole.items() if name not in _OF_THE_BODY} or None
-        return [_delta(choice, extra) for choice in self.whole["choices"]]
-
     def encode(self) -> bytes:
-        """Lists without names, as short as JSON gets."""
-        deltas = None if self.deltas is None else [_row(delta) for delta in self.deltas]
+        """A line that says what follows it, then the content as it is."""
+        content = self.whole or self.rows or b""
         usage = [self.usage.prompt_tokens, self.usage.completion_tokens, self.usage.details]
-        return orjson.dumps(
-            [
-                self.kind,
-                self.created,
-                self.model,
-                self.fingerprint,
-                usage,
-                self.whole,
-                deltas,
-                round(self.stored, 3),
-            ]
-        )
+        head = [self.kind, self.created, self.model, self.fingerprint, usage, round(self.stored, 3)]
+        return orjson.dumps([*head, self.whole is not None, zlib.crc32(content)]) + b"\n" + content
 
     @classmethod
     def decode(cls, data: bytes) -> Answer:
         """Raises `ValueError` when it is not what `encode` gave."""
+        line, _, content = data.partition(b"\n")
         try:
-            kind, created, model, fingerprint, usage, whole, rows, stored = orjson.loads(data)
-            deltas = None if rows is None else [Delta(*row) for row in rows]
-            return cls(kind, created, model, fingerprint, Usage(*usage), whole, deltas, stored)
+            kind, created, model, fingerprint, usage, stored, is_whole, checksum = orjson.loads(line)
+            answer = cls(kind, created, model, fingerprint, Usage(*usage), stored=stored)
         except TypeError as error:
             raise ValueError(str(error)) from error
+        if zlib.crc32(content) != checksum:
+            raise ValueError("the checksum is wrong")
+        if is_whole:
+            answer.whole = content
+        else:
+            answer.rows = content
+        return answer
 
 
 def answer_id(kind: Kind, request_id: str) -> str:
@@ -146,20 +153,25 @@ class AnswerStream:
         self.id = answer_id(answer.kind, request_id)
         self.created, self.model, self.fingerprint = answer.created, answer.model, answer.fingerprint
         self.usage = answer.usage
-        self._answer = answer
+        self.answer = answer
 
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        yield self._answer.stream()
+        yield self.answer.deltas()
 
     async def aclose(self) -> None:
         pass
 
 
+def _all_ended(reasons: dict[int, str | None]) -> bool:
+    return bool(reasons) and _FINISHED.issuperset(reasons.values())
+
+
 def _row(delta: Delta) -> list[Any]:
-    row = [delta.index, delta.text, delta.finish_reason, delta.delta, delta.choice, delta.extra]
-    while row[-1] is None:
-        row.pop()
-    return row
+    if delta.delta is None and delta.choice is None and delta.extra is None:
+        if delta.finish_reason is None:
+            return [delta.index, delta.text]
+        return [delta.index, delta.text, delta.finish_reason]
+    return [delta.index, delta.text, delta.finish_reason, delta.delta, delta.choice, delta.extra]
 
 
 def _delta(choice: dict[str, Any], extra: dict[str, Any] | None) -> Delta:
@@ -186,22 +198,17 @@ def _merge(whole: dict[str, Any], part: dict[str, Any]) -> None:
         elif isinstance(known, str) and isinstance(value, str) and name not in ("type", "id", "stop_reason"):
             whole[name] = known + value
         elif isinstance(known, list) and isinstance(value, list):
-            known.extend(_copied(value))
+            known.extend(value)
         elif isinstance(known, dict) and isinstance(value, dict):
             _merge(known, value)
         else:
-            whole[name] = _copied(value)
+            whole[name] = value
 
 
 def _merge_calls(calls: list[dict[str, Any]], parts: list[dict[str, Any]]) -> None:
     for part in parts:
         known = next((call for call in calls if call.get("index") == part.get("index")), None)
         if known is None:
-            calls.append(_copied(part))
+            calls.append(part)
         else:
             _merge(known, part)
-
-
-def _copied(value: Any) -> Any:
-    """What is merged into must not be the chunk's own."""
-    return orjson.loads(orjson.dumps(value)) if isinstance(value, dict | list) else value

@@ -1,33 +1,50 @@
-"""One generation that several requests wait for. It belongs to none: any may leave, the others go on."""
+"""One generation that several requests wait for. It belongs to none: any may leave, the others go on.
+
+Who begins a stream reads it itself, so that a question that nobody else asks costs hardly more than without a
+cache. Once there are others, a task reads in its place: they must bear neither its end nor its slow client.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextvars import Context, copy_context
+from types import AsyncGeneratorType
+from typing import cast
 
 from ..engine.base import Delta, Kind, TokenStream, Usage
 from ..errors import ServeError, ShuttingDown
 from .answer import Answer, answer_id
 
+logger = logging.getLogger(__name__)
+
 
 class Flight:
     """What the generation has given so far, and who waits for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind, on_end: Callable[[Flight], None], epoch: str = "") -> None:
+        self.kind = kind
+        self.epoch = epoch
+        """Of the store when it began: what has been emptied meanwhile must not come back."""
         self.deltas: list[Delta] = []
         self.answer: Answer | None = None
         self.error: ServeError | None = None
+        self.found = False
+        """Was the answer there already?"""
         self.vacant = False
         """Who should have begun it could not, for reasons of its own: the next one may try."""
-        self.admitted = False
-        """Has the engine got it?"""
-        self.keep = True
-        """Is its answer to be stored?"""
         self.source: TokenStream | None = None
         """What the engine streams; None before it has begun, and when it answers whole."""
-        self.task: asyncio.Task[None] | None = None
-        self._seats: list[Seat] = []
-        self._payer: Seat | None = None
+        self.taken_over_at: int | None = None
+        """After how many deltas a task began to read in place of who began; None before."""
+        self.seats: list[Seat] = []
+        self._on_end = on_end
+        self._worker: asyncio.Task[object] | None = None
+        self._reader: AsyncGeneratorType[list[Delta], None] | None = None
+        self._context: Context | None = None
+        self.payer: Seat | None = None
+        """The first of those who were there when it ended: the tokens count for it."""
         self._waiters: list[asyncio.Future[None]] = []
 
     @property
@@ -37,7 +54,7 @@ class Flight:
     @property
     def open(self) -> bool:
         """May one join?"""
-        return not self.vacant and self.error is None
+        return self.error is None and not self.vacant
 
     @property
     def usage(self) -> Usage:
@@ -46,44 +63,89 @@ class Flight:
             return self.answer.usage
         return Usage() if self.source is None else self.source.usage
 
-    @property
-    def payer(self) -> Seat | None:
-        """The first of those who are there still, or were when it ended: the tokens count for it."""
-        return self._payer if self.ended else next(iter(self._seats), None)
-
     def seat(self, begins: bool = False) -> Seat:
         """Wait for it too, or begin it. Leave the seat however that ends."""
         seat = Seat(self, begins)
-        self._seats.append(seat)
+        self.seats.append(seat)
         return seat
 
+    def work(self, task: asyncio.Task[object]) -> None:
+        """`task` generates; the last to leave cancels it."""
+        self._worker = task
+        task.add_done_callback(_seen)
+
     def begin(self, source: TokenStream) -> None:
-        self.source = source
+        """The engine streams; whoever takes what `read` gives drives it."""
+        self.source, self._context = source, copy_context()
+        self._reader = cast("AsyncGeneratorType[list[Delta], None]", self._read(source))
         self._tell()
 
-    def add(self, deltas: list[Delta]) -> None:
-        self.deltas += deltas
-        self._tell()
+    async def _read(self, source: TokenStream) -> AsyncGenerator[list[Delta], None]:
+        try:
+            async for deltas in source:
+                self.deltas += deltas
+                if self._waiters:
+                    self._tell()
+                yield deltas
+        except BaseException as error:
+            self.end(error)
+            raise
+        finally:
+            await source.aclose()
+        self.end(Answer.of_stream(self.kind, source, self.deltas))
 
-    def end(self, result: Answer | BaseException, *, paid: bool = False) -> None:
-        """Only the first call counts. `paid` is an answer that was there already."""
+    def read(self) -> Awaitable[list[Delta]]:
+        """The next deltas, for who began it and is alone."""
+        assert self._reader is not None
+        return self._reader.__anext__()
+
+    def read_on(self) -> None:
+        """See to it that somebody reads."""
+        reader = self._reader
+        if reader is None or self.ended or self.taken_over_at is not None or reader.ag_running:
+            return
+        self.taken_over_at = len(self.deltas)
+
+        async def read_all() -> None:
+            async for _ in reader:
+                pass
+
+        self.work(asyncio.get_running_loop().create_task(read_all(), context=self._context))
+
+    def end(self, result: Answer | BaseException, *, found: bool = False) -> None:
+        """Only the first call counts. `found` is an answer that nobody has to pay for."""
         if self.ended:
             return
-        self._payer = None if paid else self.payer
+        self.payer = self.seats[0] if self.seats and not found else None
         if isinstance(result, Answer):
-            self.answer = result
+            self.answer, self.found = result, found
         elif isinstance(result, ServeError):
             self.error = result
-        elif isinstance(result, asyncio.CancelledError):
-            self.error = ShuttingDown("The server is shutting down and could not finish this answer.")
-        else:
+        elif isinstance(result, Exception):
+            logger.error("A shared generation failed", exc_info=result)
             self.error = ServeError("The engine failed on this request; the server's log says why.")
+        else:  # cancelled: all have left, or
+            self.error = ShuttingDown("The server is shutting down and could not finish this answer.")
+        self._on_end(self)
         self._tell()
 
     def vacate(self) -> None:
         """It will not begin; those who wait see to it themselves."""
-        self.vacant = True
-        self._tell()
+        if not self.ended:
+            self.vacant = True
+            self._on_end(self)
+            self._tell()
+
+    async def close(self) -> None:
+        """Stop the generation, if it still runs."""
+        self.end(asyncio.CancelledError())
+        worker = self._worker
+        if worker is not None and worker is not asyncio.current_task() and not worker.done():
+            worker.cancel()
+            await asyncio.wait([worker])
+        if self._reader is not None and self.source is not None and not self._reader.ag_running:
+            await self._reader.aclose()
+            await self.source.aclose()  # the reader does not where it was never begun
 
     def _tell(self) -> None:
         waiters, self._waiters = self._waiters, []
@@ -93,6 +155,7 @@ class Flight:
 
     async def news(self) -> None:
         """Until there is more than now."""
+        self.read_on()
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
@@ -103,13 +166,18 @@ class Seat:
 
     def __init__(self, flight: Flight, begins: bool) -> None:
         self.flight = flight
-        self._begins = begins
+        self.begins = begins
+        self.left = False
 
     @property
     def pays(self) -> bool:
         return self.flight.payer is self
 
-    async def begun(self) -> None:
+    @property
+    def alone(self) -> bool:
+        return len(self.flight.seats) == 1
+
+    async def ready(self) -> None:
         """Until tokens may come. Raises `ServeError`, but says nothing of a flight that is vacant."""
         flight = self.flight
         while flight.source is None and not flight.ended:
@@ -129,47 +197,73 @@ class Seat:
 
     async def leave(self) -> None:
         """The last to leave stops the generation; a second call does nothing."""
-        flight = self.flight
-        if self not in flight._seats:
+        if self.left:
             return
-        flight._seats.remove(self)
-        if flight.task is None:
-            if self._begins:
-                flight.vacate()
-        elif not flight._seats and not flight.ended:
-            flight.end(asyncio.CancelledError())
-            flight.task.cancel()
-            await asyncio.wait([flight.task])
+        self.left = True
+        flight = self.flight
+        flight.seats.remove(self)
+        if flight.ended:
+            return
+        if flight.seats:
+            flight.read_on()
+        elif flight._worker is None:
+            flight.vacate()  # one may come before this has been seen
+        else:
+            await flight.close()
 
 
 class SeatStream:
     """A `TokenStream` of a flight: first all that it has given already, then what it gives."""
 
-    def __init__(self, seat: Seat, kind: Kind, request_id: str) -> None:
+    def __init__(self, seat: Seat, request_id: str) -> None:
         """The flight must have begun."""
-        self._seat = seat
-        self.id = answer_id(kind, request_id)
-        head = seat.flight.source or seat.flight.answer
+        flight = seat.flight
+        head = flight.source or flight.answer
         assert head is not None
+        self.id = answer_id(flight.kind, request_id)
         self.created, self.model, self.fingerprint = head.created, head.model, head.fingerprint
+        self._seat = seat
+        self._rest: AsyncIterator[list[Delta]] | None = None
 
     @property
     def usage(self) -> Usage:
         return self._seat.flight.usage
 
-    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        flight, position = self._seat.flight, 0
-        while True:
+    def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        return self
+
+    def __anext__(self) -> Awaitable[list[Delta]]:
+        if self._rest is None:
+            seat, flight = self._seat, self._seat.flight
+            if seat.begins and seat.alone and flight.taken_over_at is None and not seat.left:
+                return flight.read()
+            position = 0
+            if seat.begins:  # it has had all that was read until a task took over
+                position = len(flight.deltas) if flight.taken_over_at is None else flight.taken_over_at
+            self._rest = self._follow(position)
+        return self._rest.__anext__()
+
+    async def _follow(self, position: int) -> AsyncIterator[list[Delta]]:
+        seat, flight = self._seat, self._seat.flight
+        while not seat.left:
             if position < (count := len(flight.deltas)):
                 deltas, position = flight.deltas[position:count], count
                 yield deltas
             elif not flight.ended:
                 await flight.news()
             else:
-                break
-        answer = await self._seat.answer()
-        if not position:
-            yield answer.stream()
+                answer = await seat.answer()
+                if not position and (deltas := answer.deltas()):
+                    yield deltas
+                return
+        flight.read_on()
+        raise asyncio.CancelledError
 
     async def aclose(self) -> None:
         await self._seat.leave()
+
+
+def _seen(task: asyncio.Task[object]) -> None:
+    """What it raised has been told by `end`."""
+    if not task.cancelled():
+        task.exception()

@@ -24,6 +24,7 @@ _EXACT = 2.0**53
 _NOT_IN_THE_KEY = frozenset(
     {
         "model",  # an alias, perhaps: the key has the served name
+        "request_id",  # only a name: an answer from the cache gets that of who asks
         "stream",  # either form is made of the other, but see below
         "stream_options",  # see `_stream_options`
     }

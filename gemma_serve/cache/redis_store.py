@@ -1,18 +1,27 @@
 """Cached answers in Redis, for all servers that share it; each step is one script, and so one round trip.
 
 A hash has the answers, two sorted sets when each was last used and when it expires, so that the limits hold
-for all servers together. The oldest go when there are too many, whoever wrote them.
+for all servers together. The oldest go when there are too many, whoever wrote them. The epoch changes when
+answers are deleted: one that began before, on whichever server, is not kept.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
+import logging
+import math
+import uuid
 from functools import partial
 from typing import Any
 
 from ..settings import CacheSettings
-from ..storage import SharedStorage
+from ..storage import SharedStorage, StorageAway
+from .answer import Answer
 from .key import VERSION, CacheKey
+
+logger = logging.getLogger(__name__)
 
 _CLEAR_BATCH = 500
 
@@ -33,9 +42,12 @@ _GET = (
     _NOW
     + """
 local expires = redis.call('ZSCORE', KEYS[3], ARGV[1])
-if not expires or tonumber(expires) <= now then return false end
-redis.call('ZADD', KEYS[2], now, ARGV[1])
-return redis.call('HGET', KEYS[1], ARGV[1])
+local value = false
+if expires and tonumber(expires) > now then
+  redis.call('ZADD', KEYS[2], now, ARGV[1])
+  value = redis.call('HGET', KEYS[1], ARGV[1])
+end
+return {value, redis.call('GET', KEYS[5]) or ''}
 """
 )
 _PUT = (
@@ -43,6 +55,9 @@ _PUT = (
     + _DROP
     + """
 local field, value, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
+if (redis.call('GET', KEYS[5]) or '') ~= ARGV[6] then
+  return {0, redis.call('ZCARD', KEYS[2]), tonumber(redis.call('GET', KEYS[4]) or 0)}
+end
 for _, old in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, 1000)) do drop(old) end
 drop(field)
 redis.call('HSET', KEYS[1], field, value)
@@ -72,7 +87,11 @@ return dropped
 
 
 class RedisStore:
-    """As `MemoryStore`. Raises `StorageAway`; `entries` and `size` are what Redis said last."""
+    """As `MemoryStore`; while Redis is away nothing is found or kept. What it says of itself is what Redis
+    said last.
+    """
+
+    epoch = ""
 
     def __init__(self, settings: CacheSettings, storage: SharedStorage) -> None:
         self.entries = self.size = self.evictions = 0
@@ -81,22 +100,42 @@ class RedisStore:
         self._ttl, self._entries = settings.ttl_seconds, settings.max_entries
         self._largest = settings.max_bytes
         start = f"{storage.prefix}:cache:{VERSION}"
-        self._used = f"{start}:used"
-        self._keys = [f"{start}:answers", self._used, f"{start}:expires", f"{start}:bytes"]
+        self._used, self._epoch = f"{start}:used", f"{start}:epoch"
+        self._keys = [f"{start}:answers", self._used, f"{start}:expires", f"{start}:bytes", self._epoch]
         self._get, self._put, self._clear = map(self._redis.register_script, (_GET, _PUT, _CLEAR))
 
-    async def get(self, key: CacheKey) -> bytes | None:
-        found = await self._storage.call(lambda: self._get(self._keys, [_field(key)]))
-        return found if isinstance(found, bytes) else None
+    def at_hand(self, key: CacheKey) -> Answer | None:
+        return None
 
-    async def put(self, key: CacheKey, value: bytes) -> None:
+    async def look(self, key: CacheKey) -> tuple[Answer | None, str]:
+        try:
+            found, epoch = await self._storage.call(lambda: self._get(self._keys, [_field(key)]))
+            return None if found is None else Answer.decode(found), epoch.decode()
+        except StorageAway:  # logged there
+            return None, ""
+        except ValueError:
+            logger.warning("An entry of the response cache cannot be read; it is made again")
+            return None, epoch.decode()
+
+    def put(self, key: CacheKey, answer: Answer, epoch: str) -> asyncio.Task[None] | None:
+        """Nobody waits for it but who asks the same meanwhile."""
+        value = answer.encode()
         if len(value) > self._largest:
-            return
-        arguments: list[Any] = [_field(key), value, self._ttl, self._entries, self._largest]
-        evicted, self.entries, self.size = await self._storage.call(lambda: self._put(self._keys, arguments))
-        self.evictions += evicted
+            return None
+        arguments: list[Any] = [_field(key), value, self._ttl, self._entries, self._largest, epoch]
+        return asyncio.create_task(self._write(arguments))
+
+    async def _write(self, arguments: list[Any]) -> None:
+        with contextlib.suppress(StorageAway):
+            evicted, self.entries, self.size = await self._storage.call(
+                lambda: self._put(self._keys, arguments)
+            )
+            self.evictions += evicted
 
     async def clear(self, tenant: str | None, model: str | None) -> int:
+        """Also of what other servers are about to put. Raises `StorageAway`."""
+        epoch = uuid.uuid4().hex
+        await self._storage.call(lambda: self._redis.set(self._epoch, epoch, ex=math.ceil(self._ttl) + 60))
         parts = ["*" if name is None else _short(name) for name in (tenant, model)]
         cursor, count = 0, 0
         while True:
@@ -106,6 +145,15 @@ class RedisStore:
                 count += await self._storage.call(partial(self._clear, self._keys, fields))
             if not cursor:
                 return count
+
+    def forget(self, model: str) -> asyncio.Task[None]:
+        """As `clear`; nobody waits for it."""
+
+        async def work() -> None:
+            with contextlib.suppress(StorageAway):
+                await self.clear(None, model)
+
+        return asyncio.create_task(work())
 
 
 def _field(key: CacheKey) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from ..errors import EngineNotReady
 
@@ -33,6 +35,17 @@ _NOT_SERVING = {
 }
 
 
+class EngineChange(NamedTuple):
+    time: float
+    """Seconds since 1970."""
+    state: EngineState
+    phase: str
+    error: str | None
+
+
+_REMEMBERED_CHANGES = 20
+
+
 class EngineStatus:
     """The state of the engine; one object, shared by all who ask."""
 
@@ -40,6 +53,14 @@ class EngineStatus:
         self.state = EngineState.LOADING
         self.phase = "starting"
         self.error: str | None = None
+        self.history = deque(
+            [EngineChange(time.time(), self.state, self.phase, None)], maxlen=_REMEMBERED_CHANGES
+        )
+        """The last changes, the newest at the end."""
+        self.restarts = 0
+        """How often another engine was started in place of a dead one, or tried to."""
+        self._stalled_before = 0.0
+        self._stalled_since: float | None = None
         self.on_change: Callable[[EngineStatus], None] = lambda status: None
 
     @property
@@ -57,9 +78,20 @@ class EngineStatus:
         """Nothing will be served any more: the process should end."""
         return self.state in (EngineState.FAILED, EngineState.DEAD)
 
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long it has been stalled since the start, in all."""
+        now = self._stalled_since is not None and time.monotonic() - self._stalled_since
+        return self._stalled_before + now
+
     def set(self, state: EngineState, phase: str = "", error: str | None = None) -> None:
         """Move on. `phase` is what a person reads while waiting: "importing vLLM", "loading weights"."""
+        if (state is EngineState.STALLED) != (self._stalled_since is not None):
+            self._stalled_before = self.stalled_seconds
+            self._stalled_since = time.monotonic() if state is EngineState.STALLED else None
+        self.restarts += state is EngineState.RESTARTING
         self.state, self.phase, self.error = state, phase, error
+        self.history.append(EngineChange(time.time(), state, phase, error))
         self.on_change(self)
 
     def require_serving(self) -> None:
@@ -69,6 +101,47 @@ class EngineStatus:
             raise EngineNotReady(
                 f"{_NOT_SERVING[self.state]}{detail}. Try again shortly.", code=f"engine_{self.state}"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What the model runs on."""
+
+    type: str
+    """`cpu`, `cuda`, …"""
+    name: str
+    count: int
+    """How many of them the model is spread over."""
+    cuda: bool
+    """Is CUDA available?"""
+
+
+class GpuMemory(NamedTuple):
+    """Of one GPU, in bytes; other programs' share is counted too."""
+
+    used: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What the engine said last; None is what is not known (yet)."""
+
+    running: int = 0
+    """Sequences that it works on."""
+    waiting: int = 0
+    """Sequences that it has taken and not begun."""
+    kv_cache_use: float | None = None
+    """Share of the KV cache that is in use, 0 to 1."""
+    kv_cache_bytes: int | None = None
+    """Size of the KV cache."""
+    generated_tokens: int | None = None
+    """Since the start."""
+    resumed: int = 0
+    """Requests that went on after an engine died, since the start."""
+    processes: tuple[int, ...] = ()
+    """Their process ids."""
+    device: Device | None = None
 
 
 Kind = Literal["chat", "completion"]
@@ -110,12 +183,21 @@ class GenerationRequest:
         return str(self.body.get("request_id") or self.request_id)
 
 
+_COUNTS = {"prompt_tokens", "completion_tokens", "total_tokens"}
+
+
 @dataclass(slots=True)
 class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     details: dict[str, Any] = field(default_factory=dict)
     """OpenAI's `prompt_tokens_details` and `completion_tokens_details`, where the engine reports them."""
+
+    @classmethod
+    def of_body(cls, body: dict[str, Any]) -> Usage:
+        """What `body` gave."""
+        details = {name: value for name, value in body.items() if name not in _COUNTS}
+        return cls(body["prompt_tokens"], body["completion_tokens"], details)
 
     def body(self) -> dict[str, Any]:
         total = self.prompt_tokens + self.completion_tokens
@@ -199,4 +281,12 @@ class Engine(Protocol):
 
     def model_length(self) -> int | None:
         """Context length in tokens, once it is known."""
+        ...
+
+    def report(self) -> EngineReport:
+        """From memory, in microseconds."""
+        ...
+
+    def gpu_memory(self) -> list[GpuMemory]:
+        """Of each GPU that the model uses. Takes milliseconds: for a thread."""
         ...

@@ -30,21 +30,23 @@ from .resume import Diverged, Replay, Way, continued, restart, tokens_so_far, wa
 
 logger = logging.getLogger(__name__)
 
-_TRIAL_STEPS = 2  # a prefill and a decoding step
+_TRIAL_TOKENS = 4  # past the point of the last death; the engine is some steps ahead of what we have from it
 _TRIALS = 32  # suspects beyond that are tried several at a time
 
 
 class _Entry:
     """A request that has not ended."""
 
-    __slots__ = ("replay", "request", "sent", "tokens_before")
+    __slots__ = ("done_before", "replay", "request", "sent", "to_do")
 
     def __init__(self, request: EngineCoreRequest) -> None:
         self.request = request
         self.sent = False
         """Does the core that runs now have it?"""
-        self.tokens_before = 0
-        """How many tokens it had when that core got it."""
+        self.done_before = 0
+        """How many of its tokens another core has made."""
+        self.to_do = _TRIAL_TOKENS
+        """How many tokens this core makes before it is past the point at which the last one died."""
         self.replay: Replay | None = None
 
 
@@ -52,15 +54,15 @@ class _Trial:
     """Requests that show, before others join them, that the engine survives them."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._steps = dict.fromkeys(names, 0)
+        self._names = set(names)
         self.passed = asyncio.Event()
 
-    def step(self, name: str, *, finished: bool) -> None:
-        if name in self._steps:
-            self._steps[name] += 1
-            if finished or self._steps[name] >= _TRIAL_STEPS:
-                del self._steps[name]
-        if not self._steps:
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def leave(self, name: str) -> None:
+        self._names.discard(name)
+        if not self._names:
             self.passed.set()
 
 
@@ -77,7 +79,6 @@ class ReplaceableCore:
         self._processor = processor
         self._on_death = on_death
         self._entries: dict[str, _Entry] = {}
-        self._sweep_at = 64
         self._quarantine = Quarantine()
         self._open = asyncio.Event()  # set while the core takes requests
         self._open.set()
@@ -97,15 +98,24 @@ class ReplaceableCore:
     # What AsyncLLM calls for each request and step.
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
+        if self.resources.engine_dead:
+            self._forget(request)
+            raise EngineDeadError(suppress_context=True)
         if self._quarantine.refuses(request):
+            self._forget(request)
             raise _poison()
-        if len(self._entries) > self._sweep_at:
-            self._sweep()
-        if not self._busy():
-            self._last_step = time.monotonic()
         entry = self._entries[request.request_id] = _Entry(request)
         if self._open.is_set():
-            await self._send(entry, request)
+            try:
+                await self._send(entry, request)
+            except Exception:
+                self._forget(request)
+                raise
+
+    def _forget(self, request: EngineCoreRequest) -> None:
+        """AsyncLLM does not when it cannot add a request, and would take the engine for busy for ever."""
+        self._entries.pop(request.request_id, None)
+        self._processor.abort_requests([request.request_id], internal=True)
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         for name in request_ids:
@@ -128,8 +138,7 @@ class ReplaceableCore:
             if outputs.scheduler_stats is not None:
                 self.scheduler_stats = outputs.scheduler_stats
             if self._trial is not None:
-                for output in outputs.outputs:
-                    self._trial.step(output.request_id, finished=output.finish_reason is not None)
+                self._watch_trial(outputs, self._trial)
             if self._replays:
                 self._drop_replayed(outputs)
             return outputs
@@ -137,21 +146,25 @@ class ReplaceableCore:
     # For who watches over it.
 
     def notice_death(self) -> None:
-        """Report a death that no request has run into."""
+        """Report a death that no request has run into. To be asked again and again."""
+        if len(self._entries) > len(self._processor.request_states):
+            self._sweep()
         if self._core.resources.engine_dead and not self.resources.engine_dead:
             self._report(self._core)
 
     def silent_seconds(self) -> float:
-        """For how long the core has finished no step although it has work; 0 while it has none."""
-        return time.monotonic() - self._last_step if self._dead is not self._core and self._busy() else 0.0
+        """For how long the core has finished no step although it has work. To be asked again and again."""
+        if self._dead is self._core or not self._processor.request_states:
+            self._last_step = time.monotonic()
+        return time.monotonic() - self._last_step
 
-    def died(self) -> None:
+    def died(self, *, hung: bool = False) -> None:
         """The core is dead: keep its requests, and blame (see `quarantine`) who may have killed it."""
         entries = self._live_entries()
         begun = [entry for entry in entries if entry.sent]
         fresh = [entry for entry in begun if not self._passed(entry.request.request_id)]
         suspects = {self._client_request(entry): entry.request for entry in fresh or begun}
-        guilty = self._quarantine.blame(suspects, self._weight())
+        guilty = self._quarantine.blame(suspects, CRASHED if hung else self._weight())
         self._quarantine.forget_all_but({self._client_request(entry) for entry in entries})
         for entry in entries:
             entry.sent = False
@@ -159,12 +172,17 @@ class ReplaceableCore:
                 logger.error("Request %s killed the engine and is refused from now on", guilty)
                 self._fail(entry, _poison())
 
-    def replace(self, core: AsyncMPClient) -> None:
-        """Go on with `core`: first who is suspected, one at a time, then everyone."""
+    async def replace(self, core: AsyncMPClient) -> bool:
+        """Go on with `core`: first who is suspected, one at a time, then everyone. False if it dies of it."""
         self._core = core
         self._last_step = time.monotonic()
         self._changed.set()
-        self._readmission = asyncio.create_task(self._readmit())
+        self._readmission = readmission = asyncio.create_task(self._readmit())
+        await asyncio.wait((readmission,))
+        if readmission.cancelled():
+            return False
+        readmission.result()
+        return True
 
     def give_up(self) -> None:
         """There will be no other core: fail every request, now and later."""
@@ -194,7 +212,7 @@ class ReplaceableCore:
 
     def _weight(self) -> int:
         processes = getattr(self._core.resources.engine_manager, "processes", ())
-        killed = any(process.exitcode in (-signal.SIGKILL, -signal.SIGTERM) for process in processes)
+        killed = any(process.exitcode == -signal.SIGKILL for process in processes)
         return KILLED if killed else CRASHED
 
     def _close(self) -> None:
@@ -205,13 +223,12 @@ class ReplaceableCore:
 
     async def _send(self, entry: _Entry, request: EngineCoreRequest) -> None:
         entry.sent = True
-        entry.tokens_before = self._tokens(request.request_id)
         core = self._core
         try:
             await core.add_request_async(request)
         except Exception:
+            entry.sent = False
             if not core.resources.engine_dead:  # else the next core gets it
-                self._end(entry)
                 raise
 
     async def _readmit(self) -> None:
@@ -239,23 +256,33 @@ class ReplaceableCore:
         if state is None:
             self._end(entry)
             return
-        entry.replay = None
-        way = way_of(request, state)
-        if way is Way.IMPOSSIBLE:
-            self._fail(entry, _cannot_resume())
-            return
-        if way is Way.CONTINUE:
-            request = continued(request, state)
-        elif way is Way.RESTART:
-            restart(request, state, self._processor)
-        elif way is Way.REPLAY:
-            entry.replay = Replay(tokens_so_far(state))
-            self._replays += 1
-        self.resumed_total += 1
+        entry.replay, entry.done_before = None, 0
+        so_far = tokens_so_far(state)
+        entry.to_do = len(so_far) + _TRIAL_TOKENS
         try:
+            match way_of(request, state):
+                case Way.IMPOSSIBLE:
+                    raise _cannot_resume()
+                case Way.CONTINUE:
+                    request = continued(request, state)
+                    entry.done_before, entry.to_do = len(so_far), _TRIAL_TOKENS
+                case Way.RESTART:
+                    restart(request, state, self._processor)
+                case Way.REPLAY:
+                    entry.replay = Replay(so_far)
+                    self._replays += 1
             await self._send(entry, request)
-        except Exception as error:
+        except Exception as error:  # one that fails must not keep the others from going on
             self._fail(entry, error)
+        else:
+            self.resumed_total += 1
+
+    def _watch_trial(self, outputs: EngineCoreOutputs, trial: _Trial) -> None:
+        for output in outputs.outputs:
+            if (name := output.request_id) in trial:
+                new = len(output.new_token_ids)
+                if output.finish_reason is not None or self._passed(name, new):
+                    trial.leave(name)
 
     def _drop_replayed(self, outputs: EngineCoreOutputs) -> None:
         kept = []
@@ -287,26 +314,22 @@ class ReplaceableCore:
 
     def _leave_trial(self, name: str) -> None:
         if self._trial is not None:
-            self._trial.step(name, finished=True)
+            self._trial.leave(name)
 
-    def _passed(self, name: str) -> bool:
-        """Has the core that runs now done a prefill and a step of decoding for it?"""
+    def _passed(self, name: str, more: int = 0) -> bool:
+        """Is it past where it was at the last death, with `more` tokens that are about to be processed?"""
         if (entry := self._entries.get(name)) is None:
             return True
-        done = self._tokens(name) - entry.tokens_before if entry.replay is None else entry.replay.seen
-        return done >= _TRIAL_STEPS
-
-    def _tokens(self, name: str) -> int:
+        if entry.replay is not None:
+            return entry.replay.seen + more >= entry.to_do
         state = self._processor.request_states.get(name)
-        return 0 if state is None or state.detokenizer is None else state.detokenizer.num_output_tokens()
+        tokens = 0 if state is None or state.detokenizer is None else state.detokenizer.num_output_tokens()
+        return tokens + more - entry.done_before >= entry.to_do
 
     def _client_request(self, entry: _Entry) -> str:
         """The id that a request has in common with its other answers, where a client asked for several."""
         state: RequestState | None = self._processor.request_states.get(entry.request.request_id)
         return str(state.parent_req.request_id if state and state.parent_req else entry.request.request_id)
-
-    def _busy(self) -> bool:
-        return bool(self._processor.request_states)
 
     def _live_entries(self) -> list[_Entry]:
         self._sweep()
@@ -316,7 +339,6 @@ class ReplaceableCore:
         """Forget what has ended; done now and then, as every token would pay for knowing at once."""
         states = self._processor.request_states
         self._entries = {name: entry for name, entry in self._entries.items() if name in states}
-        self._sweep_at = 2 * len(self._entries) + 64
 
 
 def _poison() -> EngineCrash:

@@ -21,7 +21,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .. import logs
 from ..errors import StartupError
 from ..settings import Settings
-from .base import EngineState, EngineStatus, GenerationRequest, LoadedModel, RelayKind, TokenStream, Usage
+from .base import (
+    EngineReport,
+    EngineState,
+    EngineStatus,
+    GenerationRequest,
+    GpuMemory,
+    LoadedModel,
+    RelayKind,
+    TokenStream,
+    Usage,
+)
 from .load_errors import sentence
 from .process_output import EngineOutput, formatted_stderr
 from .processes import Footprint, end_children
@@ -38,6 +48,8 @@ T = TypeVar("T")
 
 _WATCH_SECONDS = 0.5
 _LOADER_SECONDS = 15
+_WARM_UP_SECONDS = 600
+_KILLED_SECONDS = 30
 _SOCKET_NAME, _LONGEST_SOCKET_PATH = 37, 107  # a slash and a UUID; sun_path of unix(7)
 
 
@@ -66,7 +78,16 @@ class VLLMEngine:
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Nobody watches over the engine any more: say so and end, rather than let requests wait for ever.
+            logger.critical("The engine's supervision failed", exc_info=error)
+            if self._core is not None:
+                self._core.give_up()
+            self.status.set(EngineState.DEAD, error=f"its supervision failed: {error!r}")
 
     async def _load_and_watch(self) -> None:
         output: EngineOutput | None = None
@@ -79,18 +100,22 @@ class VLLMEngine:
             self._phase("warming up")
             self._core = ReplaceableCore(llm.engine_core, llm.output_processor, self._on_death)
             llm.engine_core = self._core
-            self._serving = await serve(self._settings, llm, self.status)
+            async with asyncio.timeout(_WARM_UP_SECONDS):  # vLLM waits for ever for an engine that has died
+                self._serving = await serve(self._settings, llm, self.status)
             self._footprint = await asyncio.to_thread(Footprint)
             self._loaded = await asyncio.to_thread(self._serving.describe, self._settings)
         except Exception as error:
             logger.debug("The engine failed to start", exc_info=True)
-            self.status.set(EngineState.FAILED, error=self._reason(error, output))
+            self.status.set(EngineState.FAILED, error=await self._reason(error, output))
             return
         self.status.set(EngineState.READY)
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             self._core.notice_death()
             self._notice_stall(self._core)
+            if llm.output_handler is not None and llm.output_handler.done():
+                # It has failed all requests and said why. The next request starts it anew.
+                llm.output_handler = None
 
     def _load(self) -> AsyncLLM:
         self._phase("importing vLLM")
@@ -118,8 +143,11 @@ class VLLMEngine:
         self._llm = self._builder.llm()
         return self._llm
 
-    def _reason(self, error: Exception, output: EngineOutput | None) -> str:
-        cause = output.root_cause() if output is not None else None
+    async def _reason(self, error: Exception, output: EngineOutput | None) -> str:
+        cause = None
+        if output is not None:
+            await asyncio.to_thread(output.ended.wait, 2)  # its last lines say what happened
+            cause = output.root_cause()
         points_elsewhere = cause is not None and "root cause" in str(error)
         return sentence(cause if points_elsewhere else error, self._settings.model.name)
 
@@ -138,9 +166,13 @@ class VLLMEngine:
             )
         elif self.status.state is EngineState.STALLED and silent <= health.stall_seconds:
             self.status.set(EngineState.READY)
-        if silent > health.stall_restart_seconds and self._footprint is not None:
+        footprint = self._footprint
+        if silent > health.stall_restart_seconds and footprint is not None and not footprint.killed:
             logger.error("The engine has hung for %.0f s: it is killed and started again", silent)
-            self._footprint.kill()
+            footprint.kill()
+        elif silent > health.stall_restart_seconds + _KILLED_SECONDS:
+            core.give_up()
+            self.status.set(EngineState.DEAD, error="the engine hangs and cannot be killed")
 
     def _on_death(self) -> None:
         if not self._stopping:
@@ -148,25 +180,27 @@ class VLLMEngine:
 
     async def _restart(self) -> None:
         """Put another core in the place of the dead one."""
-        assert self._core is not None and self._builder is not None
-        self._core.died()
+        assert self._core is not None and self._builder is not None and self._llm is not None
+        self._core.died(hung=self._footprint is not None and self._footprint.killed)
+        await self._llm.renderer.clear_mm_cache_async()  # it counts on images that the dead engine had
         reason = "the engine's process ended unexpectedly"
         while (wait := self._restarts.next_wait()) is not None:
             self.status.set(EngineState.RESTARTING, f"{self._core.unfinished} requests wait", reason)
-            if self._footprint is not None:
-                await asyncio.to_thread(self._footprint.remove)
-            await asyncio.sleep(wait)
             output: EngineOutput | None = None
             try:
+                if self._footprint is not None:
+                    await asyncio.to_thread(self._footprint.remove)
+                await asyncio.sleep(wait)
                 with formatted_stderr() as output:
                     core = await self._in_daemon_thread(self._builder.core)
                 self._footprint = await asyncio.to_thread(Footprint)
             except Exception as error:
                 logger.debug("The engine failed to start again", exc_info=True)
-                reason = self._reason(error, output)
+                await asyncio.to_thread(end_children)
+                reason = await self._reason(error, output)
                 continue
-            self._core.replace(core)
-            self.status.set(EngineState.READY)
+            if await self._core.replace(core):
+                self.status.set(EngineState.READY)
             return
         self._core.give_up()
         self.status.set(EngineState.DEAD, error=f"{reason}; {self._restarts.spent()}")
@@ -250,6 +284,20 @@ class VLLMEngine:
 
     def model_length(self) -> int | None:
         return None if self._llm is None else int(self._llm.model_config.max_model_len)
+
+    def report(self) -> EngineReport:
+        if self._llm is None or self._core is None:
+            return EngineReport()
+        from .report import report
+
+        return report(self._llm, self._core, self._footprint)
+
+    def gpu_memory(self) -> list[GpuMemory]:
+        if self._llm is None:
+            return []
+        from .report import gpu_memory
+
+        return gpu_memory(self._llm)
 
 
 def _is_cpu_build() -> bool:

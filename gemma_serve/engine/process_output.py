@@ -19,7 +19,7 @@ _LONGEST_LINE = 65536
 _PROGRESS_SECONDS = 1.0
 
 # An exception's last line, as vLLM's processes log it, and those that only point to another one.
-_EXCEPTION = re.compile(r"(?:^|\] |\\n|\")((?:\w+\.)*\w*(?:Error|Exception)): ((?:[^\"\\]|\\[^n])+)")
+_EXCEPTION = re.compile(r"(?:^|\] |\| |\\n|\")((?:\w+\.)*\w*(?:Error|Exception)): ((?:[^\"\\]|\\[^n])+)")
 _SECONDARY = re.compile(r"root cause|background process|stack trace")
 
 
@@ -49,6 +49,8 @@ class EngineOutput:
         self._stderr = stderr
         self._exceptions: deque[str] = deque(maxlen=20)
         self._last_progress = 0.0
+        self.ended = threading.Event()
+        """Set when the last process has closed its end."""
 
     def forward(self, reader: int) -> None:
         """Read until the last process has ended, whatever happens to our own stderr."""
@@ -61,6 +63,7 @@ class EngineOutput:
                 self._pass_on(pending, b"\n")
                 pending = b""
         self._pass_on(pending.rstrip(), b"\n")
+        self.ended.set()
         os.close(reader)
         os.close(self._stderr)
 

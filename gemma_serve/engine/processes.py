@@ -15,15 +15,21 @@ import psutil
 
 from .. import logs
 
-_SHARED_MEMORY = re.compile(r"(/dev/shm/\S+)")
+# What Python's multiprocessing, torch, NCCL and vLLM make there; an operator may keep other things in it.
+_SHARED_MEMORY = re.compile(r"/dev/shm/(?:psm_|sem\.mp-|torch_|nccl-|vllm)[^\s/]*")
 
 
 class Footprint:
     """What a running engine takes from the system, to be given back if it dies and cannot do so itself."""
 
     def __init__(self) -> None:
+        self.killed = False
         self._processes = _children()
         self._shared_memory = {path for process in self._processes for path in _shared_memory(process.pid)}
+
+    @property
+    def process_ids(self) -> tuple[int, ...]:
+        return tuple(process.pid for process in self._processes)
 
     def remove(self) -> None:
         """End what still runs, orphans of dead processes included; takes seconds. For a thread."""
@@ -34,6 +40,7 @@ class Footprint:
 
     def kill(self) -> None:
         """End the processes at once, without a chance to say goodbye: they hang."""
+        self.killed = True
         for process in self._processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -41,7 +48,7 @@ class Footprint:
 
 def end_children() -> None:
     """End every process that vLLM started and did not end itself, workers of its workers included."""
-    _end(psutil.Process().children(recursive=True))
+    _end(_children())
 
 
 def _end(processes: list[psutil.Process]) -> None:
@@ -53,7 +60,7 @@ def _end(processes: list[psutil.Process]) -> None:
 
 
 def _children() -> list[psutil.Process]:
-    """All below this process but Python's tracker of shared memory, which serves engine after engine."""
+    """All below this process but Python's resource tracker, which cleans up after them in the end."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):

@@ -27,7 +27,7 @@ class Quarantine:
 
     def __init__(self) -> None:
         self._blame: dict[str, int] = {}
-        self._guilty: TTLCache[bytes, bool] = TTLCache(_REMEMBERED, _REMEMBERED_SECONDS)
+        self._guilty: TTLCache[bytes, int] = TTLCache(_REMEMBERED, _REMEMBERED_SECONDS)
 
     def blame(self, suspects: Mapping[str, EngineCoreRequest], weight: int) -> str | None:
         """Count a death against `suspects`; the id of the one to refuse from now on, when it is certain."""
@@ -38,7 +38,7 @@ class Quarantine:
         ((name, request),) = suspects.items()
         if self._blame[name] < _GUILTY:
             return None
-        self._guilty[_content(request)] = True
+        self._guilty[_content(request)] = len(request.prompt_token_ids or ())
         return name
 
     def suspected(self, name: str) -> bool:
@@ -47,7 +47,9 @@ class Quarantine:
 
     def refuses(self, request: EngineCoreRequest) -> bool:
         """Is it the like of one that was found guilty?"""
-        return bool(self._guilty) and _content(request) in self._guilty
+        # Hashing a long prompt takes milliseconds: only where the length fits.
+        fits = self._guilty and len(request.prompt_token_ids or ()) in self._guilty.values()
+        return bool(fits) and _content(request) in self._guilty
 
     def forget_all_but(self, names: Collection[str]) -> None:
         self._blame = {name: blame for name, blame in self._blame.items() if name in names}
@@ -60,9 +62,11 @@ def _content(request: EngineCoreRequest) -> bytes:
         request.prompt_token_ids,
         [feature.identifier for feature in request.mm_features or ()],
         [(name, getattr(params, name)) for name in params.__struct_fields__ if name not in _OF_THE_CLIENT],
+        getattr(params, "seed", None) is not None,
         request.lora_request and request.lora_request.lora_name,
     )
     return hashlib.sha256(repr(parts).encode()).digest()
 
 
-_OF_THE_CLIENT = {"output_kind", "skip_clone"}
+# `n` answers have `n` seeds.
+_OF_THE_CLIENT = {"output_kind", "skip_clone", "seed"}

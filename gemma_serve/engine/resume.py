@@ -89,7 +89,8 @@ def continued(request: EngineCoreRequest, state: RequestState) -> EngineCoreRequ
     assert params is not None and params.max_tokens is not None  # vLLM's input processor sets it
     params.max_tokens -= len(tokens)
     params.min_tokens = max(0, params.min_tokens - len(tokens))
-    params.prompt_logprobs = None  # came with the first token
+    # These came with the first token.
+    params.prompt_logprobs = params.prompt_logprob_token_ids = params.prompt_logprob_start = None
     request = copy(request)
     request.sampling_params = params
     request.prompt_token_ids = [*(request.prompt_token_ids or ()), *tokens]
@@ -132,6 +133,8 @@ class Replay:
             if output.finish_reason is not None:
                 raise Diverged  # the first attempt had gone on from here
             return None
+        if count:  # then these have come before, too
+            output.new_prompt_logprobs_tensors = None
         output.new_token_ids = new[count:]
         if output.new_logprobs is not None:
             ids, logprobs, ranks, *_ = output.new_logprobs

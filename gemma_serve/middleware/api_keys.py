@@ -83,7 +83,7 @@ class Authentication:
             return anonymous  # OpenAI's clients always send something
         if blockable:
             self._blocks.check(client.id)
-        if needed not in client.scopes:
+        if needed is not None and needed not in client.scopes:
             raise PermissionDenied(f"This API key lacks the scope {needed!r}.")
         return client
 

@@ -36,7 +36,10 @@ class Policy:
         return path == "/metrics" or path == "/health" or path.startswith("/health/") or self.is_public(scope)
 
     @staticmethod
-    def scope_needed(path: str) -> clients.Scope:
+    def scope_needed(path: str) -> clients.Scope | None:
+        """None: any key will do."""
         if path == "/admin" or path.startswith("/admin/") or path == "/v1/cache":
             return "admin"
+        if path.startswith("/health/"):
+            return None
         return "metrics" if path == "/metrics" else "inference"

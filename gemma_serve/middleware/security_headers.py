@@ -24,11 +24,20 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = list(message.get("headers", []))
-                message = {**message, "headers": headers + _ALWAYS}
-                kinds = {name.lower(): value for name, value in headers}
-                if kinds.get(b"content-type", b"").startswith(b"text/html") and _PAGE_POLICY[0] not in kinds:
-                    message["headers"].append(_PAGE_POLICY)
+                headers = [*message.get("headers", ()), *_ALWAYS]
+                if _is_page(headers):
+                    headers.append(_PAGE_POLICY)
+                message = {**message, "headers": headers}
             await send(message)
 
         await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+
+def _is_page(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Without a policy of its own."""
+    for name, value in headers:
+        if name.lower() == b"content-type":
+            return value.startswith(b"text/html") and _PAGE_POLICY[0] not in (
+                name.lower() for name, _ in headers
+            )
+    return False

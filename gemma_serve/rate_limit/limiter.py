@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from .window import RequestWindow, Window
 
 logger = logging.getLogger(__name__)
+_numbers = itertools.count()
 T = TypeVar("T")
 
 
@@ -31,8 +34,11 @@ class RateLimiter:
     def __init__(self, settings: Settings, storage: SharedStorage | None = None) -> None:
         self._seconds = settings.security.rate_limit_window_seconds
         self._storage = storage
+        self.id = uuid.uuid4().hex
         self._quotas: Quotas = RedisQuotas(storage) if storage else MemoryQuotas()
         self._leases: dict[str, Lease] = {}
+        self.rejections: Counter[str] = Counter()
+        """How many were refused here since the start, by the limit that they met."""
         self._settling: set[asyncio.Task[None]] = set()
         self._window: RequestWindow | None = None
         if settings.security.rate_limit_per_minute or settings.security.api_keys_file:
@@ -48,6 +54,7 @@ class RateLimiter:
         if client.quotas.requests_per_minute:
             lease.window = window = await self._unless_away(self._requests().hit(client), None)
             if window is not None and not window.admitted:
+                self.rejections["requests_per_minute"] += 1
                 raise RequestsExceeded(
                     f"Rate limit reached for requests: {window.limit} per {self._seconds} s. Try again in "
                     f"{duration(window.reset)}.",
@@ -59,6 +66,7 @@ class RateLimiter:
             lease.tokens_left = None if entry is None else entry.tokens_left
             lease.has_slot = entry is not None and entry.admitted
             if entry is not None and not entry.admitted:
+                self.rejections["in_flight"] += 1
                 raise RequestsExceeded(
                     f"Rate limit reached for requests at the same time: {client.quotas.in_flight}. Try again "
                     "when one has ended.",
@@ -73,6 +81,7 @@ class RateLimiter:
         quotas = lease.client.quotas
         for limit, period in ((quotas.tokens_per_minute, "minute"), (quotas.tokens_per_day, "day")):
             if limit and tokens > limit:
+                self.rejections[f"tokens_per_{period}"] += 1
                 raise RateLimited(
                     f"Request too large: it may take {tokens:,} tokens, the limit is {limit:,} per {period}. "
                     "Shorten the prompt or lower max_tokens.",
@@ -84,6 +93,7 @@ class RateLimiter:
         if result is not free:
             lease.tokens_left = result.tokens_left
         if result.short_of is not None:
+            self.rejections[f"tokens_per_{result.short_of}"] += 1
             limit = quotas.tokens_per_day if result.short_of == "day" else quotas.tokens_per_minute
             raise RateLimited(
                 f"Rate limit reached for tokens: {limit:,} per {result.short_of}, requested {tokens:,}. Try "
@@ -167,7 +177,7 @@ class Lease:
     def __init__(self, limiter: RateLimiter, client: Client) -> None:
         self._limiter = limiter
         self.client = client
-        self.slot = uuid.uuid4().hex
+        self.slot = f"{limiter.id}-{next(_numbers)}"
         self.day = today()
         self.reserved = 0
         self.has_slot = False

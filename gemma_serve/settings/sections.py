@@ -122,7 +122,15 @@ class SecuritySettings(Section):
     """Keys that may generate, separated by commas. A file has more: names, scopes, limits, expiry."""
     api_keys_file: Path | None = None
     """YAML file of keys, managed by `gemma-server keys`; edits take effect within 2 s."""
-    public_paths: Names = ("/", "/health/live", "/health/ready", "/docs", "/docs/assets/*", "/openapi.json")
+    public_paths: Names = (
+        "/",
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/docs",
+        "/docs/assets/*",
+        "/openapi.json",
+    )
     """Paths that can be read without a key; `/*` at the end for all below."""
     trusted_proxies: Names = ()
     """Addresses or networks of proxies whose `X-Forwarded-For` is believed, such as `10.0.0.0/8`."""
@@ -267,6 +275,8 @@ class LogSettings(Section):
     """`text`, or `json`: one object a line with request id, model, tokens and time to first token."""
     prompts: bool = False
     """Write prompts and sampling parameters to the log; they may hold personal data."""
+    stats_interval_seconds: float = Field(default=60, ge=0)
+    """How often a line says how busy the server is, unless nothing happens; 0 is never."""
 
 
 class HealthSettings(Section):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -214,6 +216,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         if wrong:
             raise SettingsError(f"{path}: {wrong[0]!r} is not a name; put it in quotes if it is meant as one")
     return {section: {} if values is None else values for section, values in content.items()}
+
+
+def digest(settings: Settings) -> str:
+    """SHA-256 of the effective settings less their secrets: equal where two servers are set alike."""
+    values = masked("", settings.model_dump())
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 _SECRETS = ("_token", "_key", "_keys", "_password", "_secret")

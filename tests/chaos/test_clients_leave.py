@@ -116,6 +116,7 @@ async def test_clients_that_leave_while_the_engine_is_replaced(in_process: InPro
         assert (await client.get("/health/live")).status_code == 200
     assert held[0].cancelled() or not held[0].done()
     held[0].cancel()
+    await asyncio.gather(*begun, *held, return_exceptions=True)
     await until(lambda: in_process.engine.status.ready, 120)
     await settled(in_process)
 

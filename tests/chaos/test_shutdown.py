@@ -82,6 +82,12 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+async def balanced(probe: httpx.AsyncClient) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return (await probe.get("/health/ready")).status_code == 200
+    return False
+
+
 async def test_a_rolling_restart_loses_no_request(tmp_path: Path) -> None:
     front, *ports = free_ports(3)
     (tmp_path / "haproxy.cfg").write_text(HAPROXY.format(front=front, a=ports[0], b=ports[1]))
@@ -125,9 +131,10 @@ async def test_a_rolling_restart_loses_no_request(tmp_path: Path) -> None:
                 await until(lambda: servers[index].text.count("POST") > mark, 60)  # noqa: B023
             restarted.set()
 
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{front}") as probe:
-            while (await probe.get("/health/ready")).status_code != 200:
-                await asyncio.sleep(0.05)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{front}", timeout=60) as probe:
+            async with asyncio.timeout(60):  # until the balancer listens, and has seen both
+                while not await balanced(probe):
+                    await asyncio.sleep(0.05)
         await asyncio.gather(restart_all(), *(client() for _ in range(8)))
         print(f"{done} requests through two restarts: {statuses}")
         assert statuses == {"200": done}

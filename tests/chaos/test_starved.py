@@ -62,7 +62,7 @@ async def test_no_file_descriptors_left() -> None:
     (port,) = free_ports(1)
     with fake_server(port) as process:
         url = f"http://127.0.0.1:{port}"
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             await answering(client)
             resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
             opening = (asyncio.open_connection("127.0.0.1", port) for _ in range(4 * FILES))
@@ -80,7 +80,7 @@ async def test_no_file_descriptors_left() -> None:
             assert used < seconds / 2, "it spins"
             for _, writer in connections:
                 writer.transport.abort()
-        async with httpx.AsyncClient(base_url=url) as newcomer:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as newcomer:
             await answering(newcomer)
 
 
