@@ -27,6 +27,7 @@ def protocols(limits: ServerSettings) -> dict[str, Any]:
         "http": type("Http", (HttpProtocol,), members),
         "ws": type("WebSocket", (WebSocketProtocol,), members),
         "ws_max_size": limits.max_body_bytes,
+        "timeout_keep_alive": limits.idle_timeout_seconds,
     }
 
 

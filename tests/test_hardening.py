@@ -6,6 +6,7 @@ import asyncio
 import json
 import ssl
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,23 @@ async def test_a_connection_that_says_nothing_is_closed() -> None:
         create_app(settings(), FakeEngine()), limits=ServerSettings(read_timeout_seconds=0.2)
     ) as url:
         assert (await exchange(url))[0] == 0
+
+
+async def test_a_connection_stays_open_between_requests_for_as_long_as_set() -> None:
+    request = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with serving(
+        create_app(settings(), FakeEngine()), limits=ServerSettings(idle_timeout_seconds=0.3)
+    ) as url:
+        parsed = httpx.URL(url)
+        reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+        for _ in range(2):
+            writer.write(request)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        answered = time.monotonic()
+        async with asyncio.timeout(10):
+            await reader.read()
+        assert time.monotonic() - answered >= 0.25
+        writer.close()
 
 
 async def test_a_slow_answer_is_not_a_slow_sender() -> None:

@@ -72,18 +72,39 @@ def _client_id(client: Client) -> str:
 
 
 class _Memory(MemoryStorage):
-    """Counts in this process. Its base looks at every counter at every hit: 1.7 ms with 10,000 clients."""
+    """Counts in this process: for each client this window's requests and the last one's.
 
-    _swept = 0.0
+    Its base looks at every counter at every hit (1.7 ms with 10,000 clients) and awaits seven times.
+    """
 
-    async def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts: dict[str, tuple[int, int, int]] = {}
+        """By client: the number of the window, requests in the one before it, requests in it."""
+        self._swept = 0.0
+
+    async def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
         now = time.time()
         if now - self._swept > _SWEEP_SECONDS:
             self._swept = now
-            for old in [old for old, end in self.expirations.items() if end <= now]:
-                await self.clear(old)
-        if self.expirations.get(key, 0.0) <= now:
-            self.storage[key] = 0
-            self.expirations[key] = now + expiry
-        self.storage[key] += amount
-        return self.storage[key]
+            self._counts = {
+                key: counts for key, counts in self._counts.items() if counts[0] >= now // expiry - 1
+            }
+        window, before, current = self._at(key, expiry, now)
+        if int(before * (1 - now / expiry % 1) + current) + amount > limit:
+            return False
+        self._counts[key] = (window, before, current + amount)
+        return True
+
+    async def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
+        now = time.time()
+        _, before, current = self._at(key, expiry, now)
+        left = (1 - now / expiry % 1) * expiry
+        return before, left if before else 0.0, current, left + expiry
+
+    def _at(self, key: str, expiry: int, now: float) -> tuple[int, int, int]:
+        window = int(now // expiry)
+        then, before, current = self._counts.get(key, (window, 0, 0))
+        if then == window:
+            return window, before, current
+        return window, current if then == window - 1 else 0, 0

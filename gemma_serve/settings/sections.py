@@ -65,6 +65,8 @@ class ServerSettings(Section):
     """How long a client may take to send one request, body included; then it gets 408."""
     write_timeout_seconds: float = Field(default=60, gt=0)
     """How long a client may leave its answer unread; then the connection and the generation end."""
+    idle_timeout_seconds: float = Field(default=75, gt=0)
+    """How long a connection stays open between requests: longer than proxies and clients keep theirs."""
     tls_certificate: FilePath | None = None
     """PEM file of the certificate, its chain after it; with `tls_private_key` the server speaks HTTPS."""
     tls_private_key: FilePath | None = None
