@@ -262,11 +262,11 @@ async def test_limits(storage: str | None) -> None:
         await until(lambda: not cache.flights)
         assert (cache.store.entries, cache.store.evictions) == (2, 2)
         each = cache.store.size // 2
-    async with asking(FakeEngine(("x" * 1000,)), storage, max_bytes=3000) as (http, cache):
+    async with asking(FakeEngine(("x" * 10_000,)), storage, max_bytes=25_000) as (http, cache):
         assert [await ask(number) for number in (1, 2, 3, 1)] == ["miss"] * 4
         await until(lambda: not cache.flights)
-        assert cache.store.entries == 2 and 2 * each < cache.store.size <= 3000
-    async with asking(FakeEngine(("x" * 4000,)), storage, max_bytes=3000) as (http, cache):
+        assert cache.store.entries == 2 and 2 * each < cache.store.size <= 25_000
+    async with asking(FakeEngine(("x" * 30_000,)), storage, max_bytes=25_000) as (http, cache):
         assert [await ask(1), await ask(1)] == ["miss", "miss"]
     async with asking(FakeEngine(), storage, ttl_seconds=0.05) as (http, cache):
         await ask(1)

@@ -35,6 +35,8 @@ class ResponseCache:
         self.flights: dict[tuple[CacheKey, bool], Flight] = {}
         """What is being generated, and written to Redis."""
         self._models: dict[str, LoadedModel] = {}
+        self._emptying: asyncio.Task[None] | None = None
+        """Of a model's entries, that was loaded again."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.outcomes: Counter[Outcome] = Counter(dict.fromkeys(OUTCOMES, 0))
         """Of all requests since the start."""
@@ -56,7 +58,8 @@ class ResponseCache:
             self._models[request.model] = model
             if known is not None:  # it was loaded again
                 self._ground(None, request.model)
-                self._background(self.store.forget(request.model))
+                self._emptying = self.store.forget(request.model)
+                self._background(self._emptying)
         return key_of(request, tenant_of(client, self._settings.shared_by), model)
 
     def at_hand(self, key: CacheKey) -> Answer | None:
@@ -81,6 +84,9 @@ class ResponseCache:
 
     async def look(self, key: CacheKey, flight: Flight) -> Answer | None:
         """For who begins: an answer that takes a wait."""
+        if self._emptying is not None:
+            await asyncio.shield(self._emptying)
+            self._emptying = None
         found, flight.epoch = await self.store.look(key)
         return found
 
@@ -119,6 +125,4 @@ class ResponseCache:
         """Stop what is under way."""
         for flight in list(self.flights.values()):
             await flight.close()
-        for task in (tasks := list(self._tasks)):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # each waits only so long for Redis
