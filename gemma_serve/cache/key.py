@@ -65,18 +65,20 @@ def tenant_of(client: Client | None, sharing: Collection[str]) -> str:
 
 
 def key_of(request: GenerationRequest, tenant: str, model: LoadedModel) -> CacheKey:
-    """No tokens are counted for it: it costs some microseconds, and one a kilobyte."""
-    body = {
-        name: _number(value) if type(value) is float else value
-        for name, value in request.body.items()
+    """No tokens are counted for it: it costs some microseconds, and one a kilobyte.
+
+    The order of the body's own fields says nothing; within them it may, as that of a schema's properties.
+    """
+    body = [
+        (name, _number(value) if type(value) is float else value)
+        for name, value in sorted(request.body.items())
         if name not in _NOT_IN_THE_KEY
-    }
+    ]
     streamed = bool(request.body.get("stream"))
-    form = streamed if _FORM_MATTERS & body.keys() else None
+    form = streamed if not _FORM_MATTERS.isdisjoint(request.body) else None
     options = _stream_options(request.body.get("stream_options"), streamed)
     question = [VERSION, tenant, request.model, model.identity, request.kind, form, options, body]
-    digest = hashlib.sha256(orjson.dumps(question, option=orjson.OPT_SORT_KEYS)).digest()
-    return CacheKey(tenant, request.model, digest)
+    return CacheKey(tenant, request.model, hashlib.sha256(orjson.dumps(question)).digest())
 
 
 def is_deterministic(body: Mapping[str, Any], model: LoadedModel) -> bool:
