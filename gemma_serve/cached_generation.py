@@ -172,7 +172,7 @@ class CachedGeneration(Generation):
     def _failed(self, flight: Flight, error: BaseException) -> None:
         """One client's own limit is no answer to another; for the rest, a failure is told to all who wait."""
         if isinstance(error, RateLimited) and self._key.tenant == SHARED:
-            flight.vacate()
+            flight.vacate(error)
         else:
             flight.end(error)
 

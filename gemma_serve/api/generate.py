@@ -165,12 +165,13 @@ def _prompts(body: dict[str, Any]) -> int:
 
 def _check_parameters(body: dict[str, Any], limits: LimitsSettings) -> None:
     """Refuse what this server cannot do, and what one request must not cost."""
-    for name, hint in _NOT_SUPPORTED.items():
-        if body.get(name) is not None:
+    for name in [name for name in _NOT_SUPPORTED if name in body]:
+        if body.pop(name) is not None:
             raise InvalidRequest(
-                f"'{name}' is not supported: {hint}.", param=name, code="unsupported_parameter"
+                f"'{name}' is not supported: {_NOT_SUPPORTED[name]}.",
+                param=name,
+                code="unsupported_parameter",
             )
-        body.pop(name, None)
     if (modalities := body.pop("modalities", None)) not in (None, ["text"]):
         raise InvalidRequest(
             f"'modalities' can only be [\"text\"], got {modalities!r:.60}: Gemma answers in text.",

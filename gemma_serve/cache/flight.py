@@ -39,6 +39,7 @@ class Flight:
         self.taken_over_at: int | None = None
         """After how many deltas a task began to read in place of who began; None before."""
         self.seats: list[Seat] = []
+        self._refusal: ServeError | None = None
         self._on_end = on_end
         self._worker: asyncio.Task[object] | None = None
         self._reader: AsyncGeneratorType[list[Delta], None] | None = None
@@ -129,10 +130,10 @@ class Flight:
         self._on_end(self)
         self._tell()
 
-    def vacate(self) -> None:
-        """It will not begin; those who wait see to it themselves."""
+    def vacate(self, refusal: ServeError | None = None) -> None:
+        """It will not begin, for the `refusal` of who should have; those who wait see to it themselves."""
         if not self.ended:
-            self.vacant = True
+            self.vacant, self._refusal = True, refusal
             self._on_end(self)
             self._tell()
 
@@ -190,8 +191,8 @@ class Seat:
         flight = self.flight
         while not flight.ended:
             await flight.news()
-        if flight.error is not None:
-            raise flight.error.with_traceback(None)
+        if (error := flight.error or flight._refusal) is not None:
+            raise error.with_traceback(None)
         assert flight.answer is not None
         return flight.answer
 

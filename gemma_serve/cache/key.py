@@ -86,7 +86,7 @@ def is_deterministic(body: Mapping[str, Any], model: LoadedModel) -> bool:
     temperature = body.get("temperature", model.temperature)
     greedy = isinstance(temperature, int | float) and temperature < _GREEDY
     seeded = body.get("seed", -1) != -1  # vLLM takes -1 for no seed
-    return (greedy or seeded) and not any(map(_looks_elsewhere, _parts(body)))
+    return (greedy or seeded) and not _names_media(body)
 
 
 def _number(value: float) -> float | int:
@@ -101,20 +101,19 @@ def _stream_options(options: Any, streamed: bool) -> Any:
     return {name: value for name, value in options.items() if name != "include_usage" and value} or None
 
 
-def _parts(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The messages' parts that are not text."""
+def _names_media(body: Mapping[str, Any]) -> bool:
+    """Do the messages name media that are not in the request, and may be others tomorrow?"""
     messages = body.get("messages")
-    return [
-        part
-        for message in (messages if isinstance(messages, list) else ())
-        if isinstance(message, dict) and isinstance(message.get("content"), list)
-        for part in message["content"]
-        if isinstance(part, dict) and part.get("type") not in _WITHOUT_MEDIA
-    ]
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list) and any(map(_looks_elsewhere, content)):
+            return True
+    return False
 
 
-def _looks_elsewhere(part: dict[str, Any]) -> bool:
-    """Does it name media that are not in the request, and may be others tomorrow?"""
+def _looks_elsewhere(part: Any) -> bool:
+    if not isinstance(part, dict) or part.get("type") in _WITHOUT_MEDIA:
+        return False
     inner = [item for value in part.values() if isinstance(value, dict) for item in value.values()]
     named = (value for value in (*part.values(), *inner) if isinstance(value, str))
     return bool(part.get("uuid")) or any("://" in value[:16] for value in named)

@@ -49,9 +49,9 @@ class MemoryStore:
     def put(self, key: CacheKey, answer: Answer, epoch: str) -> None:
         if answer.size > self._largest or epoch != self.epoch:
             return
-        self._kept.pop(key, None)
-        while len(self._kept) >= self._entries:
-            self._kept.popitem()
+        if key not in self._kept:
+            while len(self._kept) >= self._entries:
+                self._kept.popitem()
         self._kept[key] = answer
 
     async def clear(self, tenant: str | None, model: str | None) -> int:
