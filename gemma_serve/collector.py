@@ -86,7 +86,7 @@ class ServerCollector(Collector):
 def _of_cache(cache: ResponseCache) -> Iterable[Metric]:
     store = cache.store
     yield _counter(
-        "gemma_cache_requests", "Requests by what the response cache did", "result", {**cache.outcomes}
+        "gemma_cache_requests", "Requests by what the response cache did", "result", cache.outcomes
     )
     yield _counter(
         "gemma_cache_evictions", "Answers that had to make room before they expired", value=store.evictions

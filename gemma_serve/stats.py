@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 import psutil
 
 from .admission import Admission
-from .cache import Outcome, ResponseCache
+from .cache import ResponseCache
 from .engine.base import Engine, GpuMemory
 from .periodic import every
 
@@ -38,7 +38,7 @@ class Stats:
         self._admission = admission
         self._log_seconds = log_seconds
         self._cache = cache
-        self._cached: Counter[Outcome] = Counter()
+        self._cached: Counter[str] = Counter()
         self._tokens: deque[tuple[float, int]] = deque(
             maxlen=round(_LONGEST_RATE_SECONDS / _SAMPLE_SECONDS) + 1
         )
@@ -86,7 +86,7 @@ class Stats:
                 cpu += process.cpu_percent()  # since the last time
         self.rss_bytes, self.cpu_percent = rss, round(cpu, 1)
 
-    def _cached_since(self) -> Counter[Outcome]:
+    def _cached_since(self) -> Counter[str]:
         """What the response cache did since the last time."""
         if self._cache is None:
             return Counter()

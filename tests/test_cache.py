@@ -178,10 +178,10 @@ def test_the_order_of_the_bodys_fields_says_nothing_but_that_within_them_may() -
     def digest(body: dict[str, Any]) -> bytes:
         return key_of(GenerationRequest("chat", body, "id", "gemma"), "key:a", LoadedModel("")).digest
 
-    schema = {"properties": {"a": {}, "b": {}}}
+    schema: dict[str, Any] = {"properties": {"a": {}, "b": {}}}
     body = {"temperature": 0, "response_format": schema}
     assert digest(body) == digest(dict(reversed(body.items())))
-    turned = {"properties": {"b": {}, "a": {}}}  # the model is shown it, and a grammar follows it
+    turned: dict[str, Any] = {"properties": {"b": {}, "a": {}}}  # the model is shown it; a grammar follows it
     assert digest(body) != digest(body | {"response_format": turned})
 
 
@@ -403,7 +403,7 @@ def test_an_answer_survives_its_encoding(form: str) -> None:
     body = {"id": "x", "created": 7, "model": "gemma", "choices": [choice], "usage": usage.body()}
     stream = SimpleNamespace(created=7, model="gemma", fingerprint=None, usage=usage)
     deltas = [Delta(0, "H"), Delta(0, "i", "stop", None, {"stop_reason": 1})]
-    answer = Answer.of_body("chat", body) if form == "whole" else Answer.of_stream("chat", stream, deltas)  # type: ignore[arg-type]
+    answer = Answer.of_body("chat", body) if form == "whole" else Answer.of_stream("chat", stream, deltas)
     again = Answer.decode(answer.encode())
     assert again.body("y") == answer.body("y") and again.deltas() == answer.deltas()
     assert again.usage == usage and abs(again.stored - answer.stored) < 0.01

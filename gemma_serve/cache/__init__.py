@@ -3,16 +3,14 @@
 from .answer import Answer, AnswerStream
 from .flight import Flight, Seat, SeatStream
 from .key import SHARED, CacheKey
-from .response_cache import OUTCOMES, Outcome, ResponseCache
+from .response_cache import ResponseCache
 
 __all__ = [
-    "OUTCOMES",
     "SHARED",
     "Answer",
     "AnswerStream",
     "CacheKey",
     "Flight",
-    "Outcome",
     "ResponseCache",
     "Seat",
     "SeatStream",

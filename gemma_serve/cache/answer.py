@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,11 +49,11 @@ class Answer:
 
     @classmethod
     def of_stream(cls, kind: Kind, stream: TokenStream, deltas: list[Delta]) -> Answer:
-        reasons: dict[int, str | None] = {}
-        for delta in deltas:
-            reasons[delta.index] = delta.finish_reason or reasons.get(delta.index)
+        reasons: dict[int, str | None] = dict.fromkeys([delta.index for delta in deltas])
+        reasons |= {delta.index: delta.finish_reason for delta in deltas if delta.finish_reason}
+        rows = orjson.dumps([_row(delta) for delta in deltas])
         head = (kind, stream.created, stream.model, stream.fingerprint, stream.usage)
-        return cls(*head, rows=orjson.dumps([_row(delta) for delta in deltas]), finished=_all_ended(reasons))
+        return cls(*head, rows=rows, finished=_all_ended(reasons))
 
     @property
     def age(self) -> int:
@@ -162,15 +162,13 @@ class AnswerStream:
         pass
 
 
-def _all_ended(reasons: dict[int, str | None]) -> bool:
+def _all_ended(reasons: Mapping[int, str | None]) -> bool:
     return bool(reasons) and _FINISHED.issuperset(reasons.values())
 
 
 def _row(delta: Delta) -> list[Any]:
-    if delta.delta is None and delta.choice is None and delta.extra is None:
-        if delta.finish_reason is None:
-            return [delta.index, delta.text]
-        return [delta.index, delta.text, delta.finish_reason]
+    if not (delta.finish_reason or delta.delta or delta.choice or delta.extra):
+        return [delta.index, delta.text]
     return [delta.index, delta.text, delta.finish_reason, delta.delta, delta.choice, delta.extra]
 
 

@@ -39,6 +39,8 @@ class Flight:
         self.taken_over_at: int | None = None
         """After how many deltas a task began to read in place of who began; None before."""
         self.seats: list[Seat] = []
+        self.solo = True
+        """Is who began alone, and does it read itself?"""
         self._refusal: ServeError | None = None
         self._on_end = on_end
         self._worker: asyncio.Task[object] | None = None
@@ -68,6 +70,7 @@ class Flight:
         """Wait for it too, or begin it. Leave the seat however that ends."""
         seat = Seat(self, begins)
         self.seats.append(seat)
+        self.solo = begins
         return seat
 
     def work(self, task: asyncio.Task[object]) -> None:
@@ -95,17 +98,17 @@ class Flight:
             await source.aclose()
         self.end(Answer.of_stream(self.kind, source, self.deltas))
 
-    def read(self) -> Awaitable[list[Delta]]:
-        """The next deltas, for who began it and is alone."""
+    def read(self) -> AsyncIterator[list[Delta]]:
+        """The deltas, for who began it, while `solo`."""
         assert self._reader is not None
-        return self._reader.__anext__()
+        return self._reader
 
     def read_on(self) -> None:
         """See to it that somebody reads."""
         reader = self._reader
         if reader is None or self.ended or self.taken_over_at is not None or reader.ag_running:
             return
-        self.taken_over_at = len(self.deltas)
+        self.taken_over_at, self.solo = len(self.deltas), False
 
         async def read_all() -> None:
             async for _ in reader:
@@ -206,6 +209,7 @@ class Seat:
         if flight.ended:
             return
         if flight.seats:
+            flight.solo = flight.seats[0].begins and len(flight.seats) == 1 and flight.taken_over_at is None
             flight.read_on()
         elif flight._worker is None:
             flight.vacate()  # one may come before this has been seen
@@ -223,29 +227,30 @@ class SeatStream:
         assert head is not None
         self.id = answer_id(flight.kind, request_id)
         self.created, self.model, self.fingerprint = head.created, head.model, head.fingerprint
-        self._seat = seat
+        self._seat, self._flight = seat, flight
+        self._own = flight.read() if seat.begins else None
         self._rest: AsyncIterator[list[Delta]] | None = None
 
     @property
     def usage(self) -> Usage:
-        return self._seat.flight.usage
+        return self._flight.usage
 
     def __aiter__(self) -> AsyncIterator[list[Delta]]:
         return self
 
     def __anext__(self) -> Awaitable[list[Delta]]:
         if self._rest is None:
-            seat, flight = self._seat, self._seat.flight
-            if seat.begins and seat.alone and flight.taken_over_at is None and not seat.left:
-                return flight.read()
+            flight = self._flight
+            if self._own is not None and flight.solo:
+                return self._own.__anext__()
             position = 0
-            if seat.begins:  # it has had all that was read until a task took over
+            if self._own is not None:  # it has had all that was read until a task took over
                 position = len(flight.deltas) if flight.taken_over_at is None else flight.taken_over_at
             self._rest = self._follow(position)
         return self._rest.__anext__()
 
     async def _follow(self, position: int) -> AsyncIterator[list[Delta]]:
-        seat, flight = self._seat, self._seat.flight
+        seat, flight = self._seat, self._flight
         while not seat.left:
             if position < (count := len(flight.deltas)):
                 deltas, position = flight.deltas[position:count], count

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
-
-from cachetools import TTLCache
+import time
+from collections import OrderedDict
 
 from ..settings import CacheSettings
 from .answer import Answer
@@ -12,26 +11,22 @@ from .key import CacheKey
 
 
 class MemoryStore:
-    """Answers by key; the least recently used go first when there are too many, or too many bytes."""
+    """Answers by key; the least recently used go first when there are too many, or too many bytes.
+
+    Not cachetools' `TTLCache`: its look-ups took a tenth of a hit's time.
+    """
 
     def __init__(self, settings: CacheSettings) -> None:
-        self._entries = settings.max_entries
-        self._largest = settings.max_bytes
-        self._kept = _Counted(settings.max_bytes, settings.ttl_seconds, getsizeof=attrgetter("size"))
+        self._ttl, self._most, self._largest = settings.ttl_seconds, settings.max_entries, settings.max_bytes
+        self._kept: OrderedDict[CacheKey, tuple[float, Answer]] = OrderedDict()
         self._emptied = 0
-
-    @property
-    def evictions(self) -> int:
-        return self._kept.evictions
+        self.size = 0
+        """Of all answers, in bytes."""
+        self.evictions = 0
 
     @property
     def entries(self) -> int:
         return len(self._kept)
-
-    @property
-    def size(self) -> int:
-        """Of all answers, in bytes."""
-        return int(self._kept.currsize)
 
     @property
     def epoch(self) -> str:
@@ -40,7 +35,14 @@ class MemoryStore:
 
     def at_hand(self, key: CacheKey) -> Answer | None:
         """An answer that is here, without a wait."""
-        return self._kept.get(key)
+        if (entry := self._kept.get(key)) is None:
+            return None
+        expires, answer = entry
+        if expires <= time.monotonic():
+            self._drop(key)
+            return None
+        self._kept.move_to_end(key)
+        return answer
 
     async def look(self, key: CacheKey) -> tuple[Answer | None, str]:
         """An answer that is elsewhere, and the epoch."""
@@ -49,30 +51,30 @@ class MemoryStore:
     def put(self, key: CacheKey, answer: Answer, epoch: str) -> None:
         if answer.size > self._largest or epoch != self.epoch:
             return
-        if key not in self._kept:
-            while len(self._kept) >= self._entries:
-                self._kept.popitem()
-        self._kept[key] = answer
+        now = time.monotonic()
+        if key in self._kept:
+            self._drop(key)
+        self._kept[key] = now + self._ttl, answer
+        self.size += answer.size
+        while len(self._kept) > self._most or self.size > self._largest:
+            oldest, (expires, _) = next(iter(self._kept.items()))
+            self._drop(oldest)
+            self.evictions += expires > now
 
     async def clear(self, tenant: str | None, model: str | None) -> int:
         """How many there were; None is all of them."""
-        return self._drop(tenant, model)
-
-    def forget(self, model: str) -> None:
-        """As `clear`, at once."""
-        self._drop(None, model)
-
-    def _drop(self, tenant: str | None, model: str | None) -> int:
         self._emptied += 1
         found = [key for key in self._kept if key.is_of(tenant, model)]
         for key in found:
-            self._kept.pop(key, None)
+            self._drop(key)
         return len(found)
 
+    def forget(self, model: str) -> None:
+        """As `clear`, at once."""
+        self._emptied += 1
+        for key in [key for key in self._kept if key.model == model]:
+            self._drop(key)
 
-class _Counted(TTLCache[CacheKey, Answer]):
-    evictions = 0
-
-    def popitem(self) -> tuple[CacheKey, Answer]:
-        self.evictions += 1
-        return super().popitem()
+    def _drop(self, key: CacheKey) -> None:
+        _, answer = self._kept.pop(key)
+        self.size -= answer.size

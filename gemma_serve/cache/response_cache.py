@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from functools import partial
-from typing import Literal
 
 from ..clients import Client
 from ..engine.base import GenerationRequest, LoadedModel
@@ -17,10 +16,9 @@ from .key import CacheKey, is_deterministic, key_of, tenant_of
 from .memory_store import MemoryStore
 from .redis_store import RedisStore
 
-Outcome = Literal["hit", "miss", "coalesced", "bypass"]
+OUTCOMES = ("hit", "miss", "coalesced", "bypass")
 """What the cache did for a request: `coalesced` joined another's generation, `bypass` may not be kept or did
 not want to know of what is."""
-OUTCOMES: tuple[Outcome, ...] = ("hit", "miss", "coalesced", "bypass")
 
 
 class ResponseCache:
@@ -38,7 +36,7 @@ class ResponseCache:
         self._emptying: asyncio.Task[None] | None = None
         """Of a model's entries, that was loaded again."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self.outcomes: Counter[Outcome] = Counter(dict.fromkeys(OUTCOMES, 0))
+        self.outcomes: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
         """Of all requests since the start."""
 
     @property
