@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -98,6 +99,14 @@ def start_server(
     """A server on a free port, as an operator starts it. The caller ends it."""
     script = str(Path(sys.executable).with_name("gemma-server"))
     server = start(script, "serve", "--port", "0", *arguments, environ=environ, folder=folder)
+    server.url = server.wait_for(r"Listening on (http://[\w.:]+)")[1]
+    return server
+
+
+def start_fake(environ: dict[str, str] | None = None, **settings: dict[str, Any]) -> ServerProcess:
+    """Our server around a fake engine on a free port: where the engine is not the subject."""
+    settings["server"] = {"port": 0} | settings.get("server", {})
+    server = start("-m", "tests.fake_server", json.dumps(settings), environ=environ)
     server.url = server.wait_for(r"Listening on (http://[\w.:]+)")[1]
     return server
 

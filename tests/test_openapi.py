@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from .conftest import start
+from .conftest import start_fake
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
 
 @pytest.mark.slow
 def test_no_undocumented_answer(tmp_path: Path) -> None:
-    server = start("-m", "tests.serve_fake")
+    server = start_fake()
     try:
-        url = server.wait_for(r"Listening on (http://[\w.:]+)")[1]
-        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", CHECKS]
+        document = f"{server.url}/openapi.json"
+        command = [sys.executable, "-m", "schemathesis.cli", "run", document, "--checks", CHECKS]
         options = ["--max-examples", "15", "--seed", "5", "--generation-database", "none", "--no-color"]
         result = subprocess.run(
             [*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=150
         )
     finally:
-        server.process.send_signal(signal.SIGUSR1)
-        server.wait()
+        server.end()
     print(result.stdout[-3000:])
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
     assert "Traceback" not in server.text

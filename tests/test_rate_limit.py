@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -28,7 +27,7 @@ from gemma_serve.rate_limit.limiter import duration
 from gemma_serve.settings import Settings
 from gemma_serve.storage import SharedStorage, StorageAway
 
-from .conftest import running_redis, serving, start, until
+from .conftest import running_redis, serving, start_fake, until
 from .fake_engine import FakeEngine
 from .test_api_keys import bearer, with_echo
 from .test_app import CHAT
@@ -429,9 +428,8 @@ async def test_two_servers_share_a_limit_to_within_two_percent(redis_server: str
         "GEMMA_STORAGE_PREFIX": f"test-{uuid.uuid4().hex[:8]}",
         "GEMMA_STORAGE_TIMEOUT_SECONDS": "10",
     }
-    servers = [start("-m", "tests.serve_fake", environ=environ) for _ in range(2)]
+    servers = [start_fake(environ) for _ in range(2)]
     try:
-        urls = [server.wait_for(r"Listening on (http://[\w.:]+)")[1] for server in servers]
         statuses: list[int] = []
         slots = asyncio.Semaphore(32)
 
@@ -441,12 +439,11 @@ async def test_two_servers_share_a_limit_to_within_two_percent(redis_server: str
 
         started = time.monotonic()
         async with httpx.AsyncClient(timeout=60) as http:
-            await asyncio.gather(*(ask(http, urls[number % 2]) for number in range(requests)))
+            await asyncio.gather(*(ask(http, servers[number % 2].url) for number in range(requests)))
         seconds = time.monotonic() - started
     finally:
         for server in servers:
-            server.process.send_signal(signal.SIGUSR1)
-            server.wait()
+            server.end()
     print(f"{statuses.count(200)} of {requests} let through, limit {limit}, in {seconds:.1f} s")
     assert set(statuses) == {200, 429}
     assert abs(statuses.count(200) - limit) <= 0.02 * limit

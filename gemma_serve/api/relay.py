@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from fastapi import APIRouter, Request
@@ -60,23 +60,118 @@ def _anthropic_response(error: ServeError) -> Response:
     return Response(body, error.status, error.headers, "application/json")
 
 
-_STREAMS = {"responses": RelayedStream, "messages": AnthropicStream}
+class _Route(NamedTuple):
+    kind: RelayKind
+    path: str
+    tag: str
+    summary: str
+    description: str
+    body: str
+    """Where the body is described."""
+    streams: type[RelayedStream] | None = None
+    anthropic: bool = False
+
+
+_OPENAI = "https://platform.openai.com/docs/api-reference"
+_ANTHROPIC = "https://docs.anthropic.com/en/api/messages"
+_ROUTES = (
+    _Route(
+        "responses",
+        "/v1/responses",
+        "generation",
+        "OpenAI's Responses API",
+        "Stateless: answers are not stored, so `previous_response_id` finds nothing.",
+        f"{_OPENAI}/responses/create",
+        RelayedStream,
+    ),
+    _Route(
+        "messages",
+        "/v1/messages",
+        "generation",
+        "Anthropic's Messages API",
+        "For clients of Anthropic's SDK; errors have Anthropic's shape here.",
+        _ANTHROPIC,
+        AnthropicStream,
+        anthropic=True,
+    ),
+    _Route(
+        "count_tokens",
+        "/v1/messages/count_tokens",
+        "generation",
+        "Count a message's tokens",
+        "As Anthropic's SDK asks for them.",
+        _ANTHROPIC,
+        anthropic=True,
+    ),
+    _Route(
+        "embeddings",
+        "/v1/embeddings",
+        "embeddings",
+        "Text to vectors",
+        "Where the model embeds, such as EmbeddingGemma; others answer 400.",
+        f"{_OPENAI}/embeddings/create",
+    ),
+    _Route(
+        "tokenize",
+        "/tokenize",
+        "tokens",
+        "Text or messages to token ids",
+        "`prompt`, or `messages` with the chat template applied.",
+        "`prompt`, or `messages`",
+    ),
+    _Route("detokenize", "/detokenize", "tokens", "Token ids to text", "The text of `tokens`.", "`tokens`"),
+)
 
 
 def router(generator: Generator, models: Models, settings: Settings) -> APIRouter:
-    limits = settings.limits
+    relay = _Relay(generator, models, settings)
     routes = APIRouter()
+    for route in _ROUTES:
+        known = errors(404, 413, 415)
+        if route.anthropic:
+            known = {status: {"model": AnthropicError} for status in known}
+        events: dict[int | str, Any] = {200: {"content": EVENTS}} if route.streams else {}
+        routes.add_api_route(
+            route.path,
+            relay.endpoint(route),
+            methods=["POST"],
+            tags=[route.tag],
+            name=route.kind,
+            summary=route.summary,
+            description=route.description,
+            responses=known | events,
+            openapi_extra=any_body(route.body),
+        )
+    return routes
 
-    async def relay(kind: RelayKind, request: Request) -> Response:
-        size = body_size(request)
-        generator.require_room(size)
-        patience = patience_of(request, settings)
+
+class _Relay:
+    def __init__(self, generator: Generator, models: Models, settings: Settings) -> None:
+        self._generator = generator
+        self._models = models
+        self._settings = settings
+
+    def endpoint(self, route: _Route) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            try:
+                return await self._answer(route, request)
+            except ServeError as error:
+                if route.anthropic:
+                    return _anthropic_response(error)
+                raise
+
+        return endpoint
+
+    async def _answer(self, route: _Route, request: Request) -> Response:
+        generator, limits = self._generator, self._settings.limits
+        generator.require_room(body_size(request))
+        patience = patience_of(request, self._settings)
         require_json(request)
         raw = await request.body()
         size = len(raw)
         body = parse_json(raw, limits.max_json_depth)
         check_caps(body, limits)
-        if kind == "responses":
+        if route.kind == "responses":
             default_length(body, limits, "max_output_tokens")
         if type(stream := body.get("stream") or False) is not bool:  # vLLM would take 1 or "true" for true
             raise InvalidRequest(
@@ -84,83 +179,14 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
                 param="stream",
                 code="invalid_type",
             )
-        body["model"] = models.resolve(body.get("model"))
-        record = current_request.get()
-        if record is not None:
+        body["model"] = self._models.resolve(body.get("model"))
+        if (record := current_request.get()) is not None:
             record.model = body["model"]
 
         async def work() -> Any:
-            return await generator.relay(kind, body, size)
+            return await generator.relay(route.kind, body, size)
 
-        if stream and kind in _STREAMS:
-            return _STREAMS[kind](work, patience)
+        if stream and route.streams is not None:
+            return route.streams(work, patience)
         answer = await until_disconnect(request.receive, work(), patience.deadline)
         return Response(orjson.dumps(answer), media_type="application/json")
-
-    async def anthropic(kind: RelayKind, request: Request) -> Response:
-        try:
-            return await relay(kind, request)
-        except ServeError as error:
-            return _anthropic_response(error)
-
-    anthropics: dict[str, Any] = {
-        "responses": {200: {"content": EVENTS}}
-        | {status: {"model": AnthropicError} for status in (404, 413, 415)},
-        "openapi_extra": any_body("https://docs.anthropic.com/en/api/messages"),
-    }
-
-    @routes.post(
-        "/v1/responses",
-        tags=["generation"],
-        summary="OpenAI's Responses API",
-        responses=errors(404, 413, 415) | {200: {"content": EVENTS}},
-        openapi_extra=any_body("https://platform.openai.com/docs/api-reference/responses/create"),
-    )
-    async def responses(request: Request) -> Any:
-        """Stateless: answers are not stored, so `previous_response_id` finds nothing."""
-        return await relay("responses", request)
-
-    @routes.post("/v1/messages", tags=["generation"], summary="Anthropic's Messages API", **anthropics)
-    async def messages(request: Request) -> Any:
-        """For clients of Anthropic's SDK; errors have Anthropic's shape here."""
-        return await anthropic("messages", request)
-
-    @routes.post(
-        "/v1/messages/count_tokens", tags=["generation"], summary="Count a message's tokens", **anthropics
-    )
-    async def count_tokens(request: Request) -> Any:
-        return await anthropic("count_tokens", request)
-
-    @routes.post(
-        "/v1/embeddings",
-        tags=["embeddings"],
-        summary="Text to vectors",
-        responses=errors(404, 413, 415),
-        openapi_extra=any_body("https://platform.openai.com/docs/api-reference/embeddings/create"),
-    )
-    async def embeddings(request: Request) -> Any:
-        """Where the model embeds, such as EmbeddingGemma; others answer 400."""
-        return await relay("embeddings", request)
-
-    @routes.post(
-        "/tokenize",
-        tags=["tokens"],
-        summary="Text or messages to token ids",
-        responses=errors(404, 413, 415),
-        openapi_extra=any_body("`prompt`, or `messages`"),
-    )
-    async def tokenize(request: Request) -> Any:
-        """`prompt`, or `messages` with the chat template applied."""
-        return await relay("tokenize", request)
-
-    @routes.post(
-        "/detokenize",
-        tags=["tokens"],
-        summary="Token ids to text",
-        responses=errors(404, 413, 415),
-        openapi_extra=any_body("`tokens`"),
-    )
-    async def detokenize(request: Request) -> Any:
-        return await relay("detokenize", request)
-
-    return routes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import signal
 import socket
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ..conftest import ServerProcess, start, start_server, until
+from ..conftest import ServerProcess, start_fake, start_server, until
 from .conftest import FULL, below, gone
 
 REQUESTS = 2000
@@ -50,19 +49,12 @@ async def test_sigkill_leaves_no_engine_behind(moment: str) -> None:
         server.end()
 
 
-def start_fake(**settings: float) -> ServerProcess:
-    """Our server without a model: where its end is the subject, and not the engine's."""
-    server = start("-m", "tests.chaos.fake_server", json.dumps({"server": settings}))
-    server.url = server.wait_for(r"Listening on (http://[\w.:]+)")[1]
-    return server
-
-
 async def test_a_second_signal_ends_it_at_once() -> None:
-    server = start_fake(port=0, shutdown_timeout_seconds=600)
+    server = start_fake(server={"shutdown_timeout_seconds": 600})
     try:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
-            slow = {"messages": [{"role": "user", "content": "slow"}]}
-            running = asyncio.create_task(client.post("/v1/chat/completions", json=slow))
+            hanging = {"messages": [{"role": "user", "content": "hang"}]}
+            running = asyncio.create_task(client.post("/v1/chat/completions", json=hanging))
             await until(lambda: "at work" in server.text)
             server.process.send_signal(signal.SIGTERM)
             await until(lambda: "Shutting down" in server.text)
@@ -96,7 +88,7 @@ async def test_a_rolling_restart_loses_no_request(tmp_path: Path) -> None:
         if FULL:
             delay = "server.drain_delay_seconds=2"
             return start_server("--config", "demo", "--set", delay, "--port", str(port))
-        return start_fake(port=port, drain_delay_seconds=2)
+        return start_fake(server={"port": port, "drain_delay_seconds": 2})
 
     async def ready(server: ServerProcess) -> None:
         await asyncio.to_thread(server.wait_ready)

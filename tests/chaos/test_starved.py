@@ -25,7 +25,7 @@ def fake_server(port: int, stderr: str = "/dev/null") -> Iterator[subprocess.Pop
     settings = json.dumps({"server": {"port": port}})
     with open(stderr, "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.fake_server", settings],
+            [sys.executable, "-m", "tests.fake_server", settings],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=log,

@@ -1,4 +1,7 @@
-"""The server with the tests' fake engine: `python -m tests.chaos.fake_server '{"server": {"port": 0}}'`."""
+"""The server around the tests' fake engine: `python -m tests.fake_server '{"server": {"port": 0}}'`.
+
+The settings come from the environment too. A chat that says "hang" is never answered.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,20 @@ from gemma_serve import server
 from gemma_serve.engine.base import GenerationRequest, Usage
 from gemma_serve.settings import Settings
 
-from ..fake_engine import FakeEngine
+from .fake_engine import FakeEngine
 
 logger = logging.getLogger("gemma_serve")
 
 
 class Engine(FakeEngine):
-    """Answers completions at once and chats never."""
-
     async def complete(self, request: GenerationRequest) -> tuple[dict[str, Any], Usage]:
-        if request.kind == "chat":
+        messages = request.body.get("messages")
+        if messages and messages[-1]["content"] == "hang":
             logger.info("at work")
             await self.hang()
         return await super().complete(request)
 
 
 if __name__ == "__main__":
-    server.run(Settings(model={"name": "gemma-demo"}, **json.loads(sys.argv[1])), Engine())
+    overrides = {"model": {"name": "gemma-demo"}} | json.loads(sys.argv[1])
+    server.run(Settings.load(env_file=None, overrides=overrides), Engine())
