@@ -100,7 +100,7 @@ class CachedGeneration(Generation):
         finally:
             await self._leave(seat)
             # The engine takes a cancellation that reaches it for the generation's. So where others wait and
-            # no task reads in this one's place yet, this one goes on until the next token.
+            # no task reads in this one's place, this one goes on for them, and is cancelled at the end.
             if flight.ended or flight.taken_over_at is not None:
                 task.cancel()
 
@@ -164,9 +164,13 @@ class CachedGeneration(Generation):
             self._failed(flight, error)
             raise
         try:
+            if seat.left:
+                raise asyncio.CancelledError
             return await consume(SeatStream(seat, self.request.public_id))
         finally:
-            if not flight.ended:
+            if seat.left:
+                flight.read_on()
+            elif not flight.ended:
                 await self._leave(seat)
 
     def _failed(self, flight: Flight, error: BaseException) -> None:

@@ -119,8 +119,8 @@ class Generation:
     async def deliver(self, consume: Callable[[TokenStream], Awaitable[T]]) -> T:
         """Await `consume` with the answer as it comes, and return what it does.
 
-        Cancelled, it stops the engine's work, but not for others who share it: `consume` may be left running
-        then until the next token, and must not touch what has ended.
+        Cancelled, it stops the engine's work, but not for others who share it: `consume` may be cancelled
+        later then, and gets nothing more meanwhile.
         """
         stream = await self._generator.stream(self.request)
         try:

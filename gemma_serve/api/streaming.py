@@ -125,8 +125,6 @@ class StreamedResponse(Response):
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
     async def emit(self, data: bytes) -> None:
-        if self._ended:
-            return  # the client has gone; for others the generation goes on
         self._silent = False
         self._sending = True
         if not self._started:

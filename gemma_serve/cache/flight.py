@@ -38,6 +38,8 @@ class Flight:
         """What the engine streams; None before it has begun, and when it answers whole."""
         self.taken_over_at: int | None = None
         """After how many deltas a task began to read in place of who began; None before."""
+        self.abandoned = False
+        """Has who began it left? It may drive the engine still, but gets no more."""
         self.seats: list[Seat] = []
         self.solo = True
         """Is who began alone, and does it read itself?"""
@@ -90,13 +92,16 @@ class Flight:
                 self.deltas += deltas
                 if self._waiters:
                     self._tell()
-                yield deltas
+                if not self.abandoned:
+                    yield deltas
         except BaseException as error:
             self.end(error)
             raise
         finally:
             await source.aclose()
         self.end(Answer.of_stream(self.kind, source, self.deltas))
+        if self.abandoned:
+            raise asyncio.CancelledError  # to who began it, late: the engine took it for the generation's
 
     def read(self) -> AsyncIterator[list[Delta]]:
         """The deltas, for who began it, while `solo`."""
@@ -205,6 +210,7 @@ class Seat:
             return
         self.left = True
         flight = self.flight
+        flight.abandoned |= self.begins
         flight.seats.remove(self)
         if flight.ended:
             return
@@ -250,20 +256,18 @@ class SeatStream:
         return self._rest.__anext__()
 
     async def _follow(self, position: int) -> AsyncIterator[list[Delta]]:
-        seat, flight = self._seat, self._flight
-        while not seat.left:
+        flight = self._flight
+        while True:
             if position < (count := len(flight.deltas)):
                 deltas, position = flight.deltas[position:count], count
                 yield deltas
             elif not flight.ended:
                 await flight.news()
             else:
-                answer = await seat.answer()
+                answer = await self._seat.answer()
                 if not position and (deltas := answer.deltas()):
                     yield deltas
                 return
-        flight.read_on()
-        raise asyncio.CancelledError
 
     async def aclose(self) -> None:
         await self._seat.leave()
