@@ -172,6 +172,7 @@ class CachedGeneration(Generation):
                 flight.read_on()
             elif not flight.ended:
                 await self._leave(seat)
+            await flight.put_down()
 
     def _failed(self, flight: Flight, error: BaseException) -> None:
         """One client's own limit is no answer to another; for the rest, a failure is told to all who wait."""

@@ -1,14 +1,14 @@
 """One generation that several requests wait for. It belongs to none: any may leave, the others go on.
 
 Who begins a stream reads it itself, so that a question that nobody else asks costs hardly more than without a
-cache. Once there are others, a task reads in its place: they must bear neither its end nor its slow client.
+cache. Where others wait and it does not read, as its client is slow or has left, a task reads in its place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextvars import Context, copy_context
 from types import AsyncGeneratorType
 from typing import cast
@@ -41,11 +41,10 @@ class Flight:
         self.abandoned = False
         """Has who began it left? It may drive the engine still, but gets no more."""
         self.seats: list[Seat] = []
-        self.solo = True
-        """Is who began alone, and does it read itself?"""
         self._refusal: ServeError | None = None
         self._on_end = on_end
         self._worker: asyncio.Task[object] | None = None
+        self._deltas: AsyncIterator[list[Delta]] | None = None
         self._reader: AsyncGeneratorType[list[Delta], None] | None = None
         self._context: Context | None = None
         self.payer: Seat | None = None
@@ -72,7 +71,6 @@ class Flight:
         """Wait for it too, or begin it. Leave the seat however that ends."""
         seat = Seat(self, begins)
         self.seats.append(seat)
-        self.solo = begins
         return seat
 
     def work(self, task: asyncio.Task[object]) -> None:
@@ -81,45 +79,87 @@ class Flight:
         task.add_done_callback(_seen)
 
     def begin(self, source: TokenStream) -> None:
-        """The engine streams; whoever takes what `read` gives drives it."""
-        self.source, self._context = source, copy_context()
-        self._reader = cast("AsyncGeneratorType[list[Delta], None]", self._read(source))
+        """The engine streams, driven by who iterates `reader`."""
+        self.source, self._deltas, self._context = source, aiter(source), copy_context()
+        self._reader = cast("AsyncGeneratorType[list[Delta], None]", self._read(self._deltas))
         self._tell()
 
-    async def _read(self, source: TokenStream) -> AsyncGenerator[list[Delta], None]:
-        try:
-            async for deltas in source:
-                self.deltas += deltas
-                if self._waiters:
-                    self._tell()
-                if not self.abandoned:
-                    yield deltas
-        except BaseException as error:
-            self.end(error)
-            raise
-        finally:
-            await source.aclose()
-        self.end(Answer.of_stream(self.kind, source, self.deltas))
-        if self.abandoned:
-            raise asyncio.CancelledError  # to who began it, late: the engine took it for the generation's
-
-    def read(self) -> AsyncIterator[list[Delta]]:
-        """The deltas, for who began it, while `solo`."""
+    @property
+    def reader(self) -> AsyncIterator[list[Delta]]:
+        """What who began it gets; it must have begun."""
         assert self._reader is not None
         return self._reader
+
+    async def _read(self, source: AsyncIterator[list[Delta]]) -> AsyncGenerator[list[Delta], None]:
+        try:
+            async for deltas in source:
+                self._add(deltas)
+                if self.abandoned:
+                    continue
+                yield deltas
+                if self.taken_over_at is not None:
+                    break
+        except BaseException as error:
+            if self.taken_over_at is None:
+                await self._close_source(error)
+            raise
+        if self.taken_over_at is None:
+            await self._close_source()
+        if self.abandoned:
+            raise asyncio.CancelledError  # to who has left: the engine took it for the generation's
+        if self.taken_over_at is not None:
+            async for deltas in self.follow(self.taken_over_at):
+                yield deltas
 
     def read_on(self) -> None:
         """See to it that somebody reads."""
         reader = self._reader
         if reader is None or self.ended or self.taken_over_at is not None or reader.ag_running:
             return
-        self.taken_over_at, self.solo = len(self.deltas), False
+        self.taken_over_at = len(self.deltas)
+        self.work(asyncio.get_running_loop().create_task(self._read_all(), context=self._context))
 
-        async def read_all() -> None:
-            async for _ in reader:
-                pass
+    async def _read_all(self) -> None:
+        assert self._deltas is not None
+        try:
+            async for deltas in self._deltas:
+                self._add(deltas)
+        except BaseException as error:
+            await self._close_source(error)
+            raise
+        await self._close_source()
 
-        self.work(asyncio.get_running_loop().create_task(read_all(), context=self._context))
+    def _add(self, deltas: list[Delta]) -> None:
+        self.deltas += deltas
+        if self._waiters:
+            self._tell()
+
+    async def _close_source(self, error: BaseException | None = None) -> None:
+        assert self.source is not None
+        if error is not None:
+            self.end(error)
+        await self.source.aclose()
+        self.end(Answer.of_stream(self.kind, self.source, self.deltas))
+
+    async def put_down(self) -> None:
+        """Who began it does not read any more."""
+        if self._reader is not None and not self._reader.ag_running:
+            await self._reader.aclose()
+
+    async def follow(self, position: int = 0) -> AsyncIterator[list[Delta]]:
+        """The deltas after the first `position`: those that are there at once. Raises `ServeError`."""
+        while True:
+            if position < (count := len(self.deltas)):
+                deltas, position = self.deltas[position:count], count
+                yield deltas
+            elif not self.ended:
+                await self.news()
+            elif self.error is not None:
+                raise self.error.with_traceback(None)
+            else:
+                if not position and self.answer is not None and (deltas := self.answer.deltas()):
+                    yield deltas
+                return
 
     def end(self, result: Answer | BaseException, *, found: bool = False) -> None:
         """Only the first call counts. `found` is an answer that nobody has to pay for."""
@@ -152,9 +192,9 @@ class Flight:
         if worker is not None and worker is not asyncio.current_task() and not worker.done():
             worker.cancel()
             await asyncio.wait([worker])
-        if self._reader is not None and self.source is not None and not self._reader.ag_running:
-            await self._reader.aclose()
-            await self.source.aclose()  # the reader does not where it was never begun
+        await self.put_down()
+        if self.source is not None:
+            await self.source.aclose()  # nobody has, where nobody has begun to read
 
     def _tell(self) -> None:
         waiters, self._waiters = self._waiters, []
@@ -215,7 +255,6 @@ class Seat:
         if flight.ended:
             return
         if flight.seats:
-            flight.solo = flight.seats[0].begins and len(flight.seats) == 1 and flight.taken_over_at is None
             flight.read_on()
         elif flight._worker is None:
             flight.vacate()  # one may come before this has been seen
@@ -233,41 +272,14 @@ class SeatStream:
         assert head is not None
         self.id = answer_id(flight.kind, request_id)
         self.created, self.model, self.fingerprint = head.created, head.model, head.fingerprint
-        self._seat, self._flight = seat, flight
-        self._own = flight.read() if seat.begins else None
-        self._rest: AsyncIterator[list[Delta]] | None = None
+        self._seat = seat
 
     @property
     def usage(self) -> Usage:
-        return self._flight.usage
+        return self._seat.flight.usage
 
     def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        return self
-
-    def __anext__(self) -> Awaitable[list[Delta]]:
-        if self._rest is None:
-            flight = self._flight
-            if self._own is not None and flight.solo:
-                return self._own.__anext__()
-            position = 0
-            if self._own is not None:  # it has had all that was read until a task took over
-                position = len(flight.deltas) if flight.taken_over_at is None else flight.taken_over_at
-            self._rest = self._follow(position)
-        return self._rest.__anext__()
-
-    async def _follow(self, position: int) -> AsyncIterator[list[Delta]]:
-        flight = self._flight
-        while True:
-            if position < (count := len(flight.deltas)):
-                deltas, position = flight.deltas[position:count], count
-                yield deltas
-            elif not flight.ended:
-                await flight.news()
-            else:
-                answer = await self._seat.answer()
-                if not position and (deltas := answer.deltas()):
-                    yield deltas
-                return
+        return self._seat.flight.reader if self._seat.begins else self._seat.flight.follow()
 
     async def aclose(self) -> None:
         await self._seat.leave()
