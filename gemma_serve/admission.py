@@ -107,6 +107,7 @@ class Admission:
             self._busy_since = time.monotonic()
         self._waiting_requests += 1
         self._waiting_tokens += tokens
+        self._admit()  # it may fit where the first in the queue does not, and go before that one
         admitted = False
         try:
             while not waiter.admitted.done():

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 from .admission import Admission
 from .cache import SHARED, Answer, AnswerStream, CacheKey, Flight, ResponseCache, Seat, SeatStream
 from .clients import current_client
-from .engine.base import Engine, GenerationRequest, LoadedModel, TokenStream
+from .engine.base import Delta, Engine, GenerationRequest, LoadedModel, Sink, Stream, Usage
 from .errors import RateLimited
-from .generation import Generation, Generator
+from .generation import Delivery, Generation, Generator
 from .logs import RequestRecord, current_request
 from .metrics import Metrics
 from .rate_limit import reserve_tokens
 from .token_usage import estimate_tokens
-
-T = TypeVar("T")
 
 _CHEAP_BODY = 65_536  # bytes
 
@@ -50,6 +49,9 @@ class CachedGenerator(Generator):
         _record(request).cache = "bypass"
         return super().prepare(request)
 
+    async def stream(self, request: GenerationRequest) -> Delivery:
+        return await self.prepare(request).stream()
+
 
 class CachedGeneration(Generation):
     def __init__(
@@ -60,8 +62,8 @@ class CachedGeneration(Generation):
         self._key = key
 
     def found(self) -> Answer | None:
-        if self._cache.hits_cost_tokens or self.request.cache == "refresh":
-            return None  # `complete` and `deliver` see to it
+        if self._cache.hits_cost_tokens or self._request.cache == "refresh":
+            return None  # `complete` and `stream` see to it
         if (answer := self._cache.at_hand(self._key)) is not None:
             self._hit(answer)
         return answer
@@ -69,53 +71,64 @@ class CachedGeneration(Generation):
     async def complete(self) -> bytes:
         entered = await self._enter()
         if isinstance(entered, Answer):
-            return entered.body(self.request.public_id)
+            return entered.body(self._request.public_id)
         seat = entered
         try:
             if seat.begins:
-                seat.flight.work(asyncio.create_task(self._complete(seat.flight)))
-            answer = await seat.answer()
-            if not seat.begins and self._counts(seat):
-                self._note(answer.usage.prompt_tokens, answer.usage.completion_tokens)
+                self._begin(seat.flight, self._complete)
+            answer = await seat.flight.landed()
+            if not seat.begins and self.counts(seat):
+                self.note(answer.usage)
         finally:
-            await self._leave(seat)
-        return answer.body(self.request.public_id)
+            await self.leave(seat)
+        return answer.body(self._request.public_id)
 
-    async def deliver(self, consume: Callable[[TokenStream], Awaitable[T]]) -> T:
+    async def stream(self) -> Delivery:
+        started = time.perf_counter()
         entered = await self._enter()
         if isinstance(entered, Answer):
-            return await consume(AnswerStream(entered, self.request.public_id))
-        return await (self._lead if entered.begins else self._follow)(entered, consume)
-
-    async def _lead(self, seat: Seat, consume: Callable[[TokenStream], Awaitable[T]]) -> T:
-        flight = seat.flight
-        task = asyncio.create_task(self._deliver(seat, consume))
-        flight.work(task)
+            return FoundStream(AnswerStream(entered, self._request.public_id))
+        seat = entered
         try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled() and flight.error is not None:
-                raise flight.error from None  # it is the server that ends
+            if seat.begins:
+                self._begin(seat.flight, self._stream)
+                await seat.ready()
+                if seat.flight.vacant:
+                    await seat.flight.landed()  # raises its refusal
+            return SharedStream(SeatStream(seat, self._request.public_id), started, self, seat)
+        except BaseException:
+            await self.leave(seat)
             raise
-        finally:
-            await self._leave(seat)
-            # The engine takes a cancellation that reaches it for the generation's. So where others wait and
-            # no task reads in this one's place, this one goes on for them, and is cancelled at the end.
-            if flight.ended or flight.taken_over_at is not None:
-                task.cancel()
 
-    async def _follow(self, seat: Seat, consume: Callable[[TokenStream], Awaitable[T]]) -> T:
+    def _begin(self, flight: Flight, work: Callable[[Flight], Coroutine[Any, Any, Answer]]) -> None:
+        async def fly() -> None:
+            try:
+                flight.end(await work(flight))
+            except BaseException as error:
+                # One client's own limit is no answer to another; for the rest, a failure is told to all.
+                if isinstance(error, RateLimited) and self._key.tenant == SHARED:
+                    flight.vacate(error)
+                else:
+                    flight.end(error)
+
+        flight.task = asyncio.create_task(fly())
+
+    async def _complete(self, flight: Flight) -> Answer:
+        return Answer.of_body(self._request.kind, await self._generator.complete(self._request))
+
+    async def _stream(self, flight: Flight) -> Answer:
+        stream = await self._generator.generate(self._request)
         try:
-            return await consume(SeatStream(seat, self.request.public_id))
+            flight.on_first_token = stream.note_first_token
+            flight.begin(stream.tokens)
+            await stream.feed(flight)
         finally:
-            if self._counts(seat):
-                usage = seat.flight.usage
-                self._note(usage.prompt_tokens, usage.completion_tokens)
-            await self._leave(seat)
+            await stream.aclose()
+        return Answer.of_stream(self._request.kind, stream.tokens, flight.deltas)
 
     async def _enter(self) -> Answer | Seat:
         """The answer; or a seat in the generation of it: to be begun, or one where tokens may come by now."""
-        cache, request, record = self._cache, self.request, _record(self.request)
+        cache, request, record = self._cache, self._request, _record(self._request)
         while True:
             entered = cache.enter(self._key, request)
             if isinstance(entered, Answer):
@@ -143,70 +156,78 @@ class CachedGeneration(Generation):
                     cache.outcomes["coalesced"] += 1
                     return seat
             except BaseException:
-                await self._leave(seat)
+                await self.leave(seat)
                 raise
             await seat.leave()  # of what will not begin
 
-    async def _complete(self, flight: Flight) -> None:
-        try:
-            body = await self._generator.complete(self.request)
-            flight.end(Answer.of_body(self.request.kind, body))
-        except BaseException as error:
-            self._failed(flight, error)
-            raise
-
-    async def _deliver(self, seat: Seat, consume: Callable[[TokenStream], Awaitable[T]]) -> T:
-        """In a task of its own, which may outlive the client."""
-        flight = seat.flight
-        try:
-            flight.begin(await self._generator.stream(self.request))
-        except BaseException as error:
-            self._failed(flight, error)
-            raise
-        try:
-            if seat.left:
-                raise asyncio.CancelledError
-            return await consume(SeatStream(seat, self.request.public_id))
-        finally:
-            if seat.left:
-                flight.read_on()
-            elif not flight.ended:
-                await self._leave(seat)
-            await flight.put_down()
-
-    def _failed(self, flight: Flight, error: BaseException) -> None:
-        """One client's own limit is no answer to another; for the rest, a failure is told to all who wait."""
-        if isinstance(error, RateLimited) and self._key.tenant == SHARED:
-            flight.vacate(error)
-        else:
-            flight.end(error)
-
-    async def _leave(self, seat: Seat) -> None:
+    async def leave(self, seat: Seat) -> None:
         if not (seat.left or seat.begins or seat.flight.ended) and seat.alone:
             # Whoever began it has left without paying.
             usage = seat.flight.usage
-            prompt, _ = estimate_tokens(self.request.body)
-            self._note(usage.prompt_tokens or prompt, usage.completion_tokens)
+            prompt, _ = estimate_tokens(self._request.body)
+            self.note(Usage(usage.prompt_tokens or prompt, usage.completion_tokens))
         await seat.leave()
 
-    def _counts(self, seat: Seat) -> bool:
+    def counts(self, seat: Seat) -> bool:
         return seat.pays or self._cache.hits_cost_tokens
 
     async def _charge(self, answer: Answer) -> None:
         if self._cache.hits_cost_tokens:
             usage = answer.usage
             await reserve_tokens(lambda: (usage.prompt_tokens, usage.completion_tokens))
-            self._note(usage.prompt_tokens, usage.completion_tokens)
+            self.note(usage)
 
     def _hit(self, answer: Answer) -> Answer:
-        record = _record(self.request)
+        record = _record(self._request)
         record.cache, record.cache_age = "hit", answer.age
         self._cache.outcomes["hit"] += 1
         return answer
 
-    def _note(self, prompt_tokens: int, completion_tokens: int) -> None:
-        record = _record(self.request)
-        record.prompt_tokens, record.completion_tokens = prompt_tokens, completion_tokens
+    def note(self, usage: Usage) -> None:
+        record = _record(self._request)
+        record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+
+
+class FoundStream(Stream):
+    """The `Delivery` of an answer that is there."""
+
+    def __init__(self, tokens: AnswerStream) -> None:
+        self.tokens = tokens
+
+    def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        return aiter(self.tokens)
+
+    def note_first_token(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+
+class SharedStream:
+    """The `Delivery` of a generation that others may share."""
+
+    def __init__(self, tokens: SeatStream, started: float, generation: CachedGeneration, seat: Seat) -> None:
+        self.tokens = tokens
+        self._started = started
+        self._generation = generation
+        self._seat = seat
+
+    def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        return aiter(self.tokens)
+
+    async def feed(self, sink: Sink) -> None:
+        await self.tokens.feed(sink)
+
+    def note_first_token(self) -> None:
+        if not self._seat.begins and (record := current_request.get()) is not None:
+            record.time_to_first_token = time.perf_counter() - self._started
+
+    async def aclose(self) -> None:
+        seat = self._seat
+        if not seat.begins and self._generation.counts(seat):
+            self._generation.note(seat.flight.usage)
+        await self._generation.leave(seat)
 
 
 def _record(request: GenerationRequest) -> RequestRecord:

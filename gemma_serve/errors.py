@@ -17,8 +17,10 @@
     ├── NotImplementedHere          501
     ├── DeadlineExceeded            504 timeout
     ├── Unavailable                 503, Retry-After
-    │   ├── EngineNotReady              engine_loading, engine_draining, …
+    │   ├── EngineNotReady              engine_loading, engine_failed, engine_dead, engine_stopped
+    │   ├── EngineDied                  engine_died (this request cannot go on)
     │   ├── Overloaded                  engine_overloaded
+    │   ├── ShuttingDown                server_shutting_down
     │   └── StorageAway                 storage_unavailable (storage.py)
     └── RateLimited                 429 rate_limit_exceeded, Retry-After
 
@@ -173,7 +175,7 @@ class RateLimited(ServeError):
 
 
 class EngineNotReady(Unavailable):
-    code = "engine_not_ready"
+    """`code` names the engine's state."""
 
 
 class Overloaded(Unavailable):

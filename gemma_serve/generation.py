@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Protocol
 
 import orjson
 
 from .admission import Admission, Slot
 from .cache import Answer
 from .clients import current_client
-from .engine.base import Delta, Engine, GenerationRequest, RelayKind, TokenStream, Usage
+from .engine.base import Delta, Engine, GenerationRequest, RelayKind, Sink, TokenStream
 from .errors import ServeError
 from .logs import RequestRecord, current_request
 from .metrics import Inference, Metrics
 from .rate_limit import abandon, reserve_tokens
 from .token_usage import estimate_tokens, note_answer, note_event
-
-T = TypeVar("T")
 
 _WITHOUT_ENGINE = {"tokenize", "detokenize", "count_tokens"}
 
@@ -59,8 +57,12 @@ class Generator:
             record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
         return answer
 
-    async def stream(self, request: GenerationRequest) -> RecordedStream:
+    async def stream(self, request: GenerationRequest) -> Delivery:
         """The answer as it comes."""
+        return await self.generate(request)
+
+    async def generate(self, request: GenerationRequest) -> RecordedStream:
+        """What the engine streams for this request alone."""
         started = time.perf_counter()
         work = await self._enter(request.body, request.size, request.model, request.answers)
         try:
@@ -101,12 +103,31 @@ class Generator:
         return Work(slot, measures)
 
 
+class Delivery(Protocol):
+    """An answer on its way to one client."""
+
+    @property
+    def tokens(self) -> TokenStream: ...
+
+    def __aiter__(self) -> AsyncIterator[list[Delta]]: ...
+
+    async def feed(self, sink: Sink) -> None:
+        """In place of the iteration. Whoever calls it notes the first token. Raises `ServeError`."""
+        ...
+
+    def note_first_token(self) -> None: ...
+
+    async def aclose(self) -> None:
+        """Stop the generation if it still runs, and nobody else wants it. Call it however the rest ended."""
+        ...
+
+
 class Generation:
-    """The answer to one request: take it in one of these ways, once."""
+    """The answer to one request: take it whole or as a stream, once."""
 
     def __init__(self, generator: Generator, request: GenerationRequest) -> None:
         self._generator = generator
-        self.request = request
+        self._request = request
 
     def found(self) -> Answer | None:
         """The answer, where it is there already."""
@@ -114,19 +135,11 @@ class Generation:
 
     async def complete(self) -> bytes:
         """As OpenAI's JSON."""
-        return orjson.dumps(await self._generator.complete(self.request))
+        return orjson.dumps(await self._generator.complete(self._request))
 
-    async def deliver(self, consume: Callable[[TokenStream], Awaitable[T]]) -> T:
-        """Await `consume` with the answer as it comes, and return what it does.
-
-        Cancelled, it stops the engine's work, but not for others who share it: `consume` may be cancelled
-        later then, and gets nothing more meanwhile.
-        """
-        stream = await self._generator.stream(self.request)
-        try:
-            return await consume(stream)
-        finally:
-            await stream.aclose()
+    async def stream(self) -> Delivery:
+        """As it comes."""
+        return await self._generator.generate(self._request)
 
 
 class Work:
@@ -189,25 +202,31 @@ class RecordedStream:
 
     def __init__(self, stream: TokenStream, started: float, work: Work) -> None:
         self.tokens = stream
-        self.id, self.created, self.model = stream.id, stream.created, stream.model
-        self.fingerprint = stream.fingerprint
         self._record = current_request.get() or RequestRecord(stream.id)
         self._started = started
         self._work = work
-
-    @property
-    def usage(self) -> Usage:
-        return self.tokens.usage
 
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
         measures = self._work.measures
         try:
             async for deltas in self.tokens:
                 if measures.first_token is None:
-                    measures.first_token = now = time.perf_counter()
-                    self._record.time_to_first_token = now - self._started
+                    self.note_first_token()
                 yield deltas
             measures.outcome = "ok"
+        except Exception as error:
+            self._work.failed(error)
+            raise
+
+    def note_first_token(self) -> None:
+        self._work.measures.first_token = now = time.perf_counter()
+        self._record.time_to_first_token = now - self._started
+
+    async def feed(self, sink: Sink) -> None:
+        """In place of the iteration. Whoever calls it notes the first token."""
+        try:
+            await self.tokens.feed(sink)
+            self._work.measures.outcome = "ok"
         except Exception as error:
             self._work.failed(error)
             raise

@@ -7,16 +7,19 @@ has stopped. The application cannot mend that: it does not run yet, or it waits 
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from .api.streaming import WRITE
 from .errors import HeadTooLarge, InvalidRequest, RequestTimeout, ServeError, Unavailable
 from .settings import ServerSettings
 
 _MOST_HEADERS = 128
+_LEAST_READ = 65_536  # bytes in that time: one who takes less would hold a place in the engine for ever
 _SPARE_CONNECTIONS = 64  # beyond the setting: probes are answered there, and others told
 
 
@@ -42,7 +45,7 @@ class PatientOnce:
     def pause_writing(self) -> None:
         super().pause_writing()  # type: ignore[misc]
         self._stop_write_timer()
-        self._write_timer = self.loop.call_later(self.limits.write_timeout_seconds, self.transport.abort)
+        self._expect_reading()
 
     def resume_writing(self) -> None:
         self._stop_write_timer()
@@ -51,6 +54,16 @@ class PatientOnce:
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_write_timer()
         super().connection_lost(exc)  # type: ignore[misc]
+
+    def _expect_reading(self) -> None:
+        unread, seconds = self.transport.get_write_buffer_size(), self.limits.write_timeout_seconds
+        self._write_timer = self.loop.call_later(seconds, self._check_reading, unread)
+
+    def _check_reading(self, unread: int) -> None:
+        if self.transport.get_write_buffer_size() <= unread - _LEAST_READ:
+            self._expect_reading()  # a large answer over a slow line
+        else:
+            self.transport.abort()
 
     def _stop_write_timer(self) -> None:
         if self._write_timer is not None:
@@ -67,7 +80,7 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._read_timer: asyncio.TimerHandle | None = None
         self._in_head = True
-        self._head_bytes = 0
+        self._head_bytes = 0  # of the head, and of trailers and whatever else comes after the body
         self._refusal: ServeError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -82,11 +95,12 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
         if self._in_head:
-            self._head_bytes += len(data)
+            self._start_read_timer()  # the parser says nothing of empty lines before a request
         super().data_received(data)
         # Seen from here, because the parser keeps a header to itself until it is whole.
-        if self._in_head and self._head_bytes > self.limits.max_header_bytes and self._open():
+        if self._head_bytes > self.limits.max_header_bytes and self._open():
             self._refuse(self._head_too_large())
 
     def on_message_begin(self) -> None:
@@ -94,11 +108,19 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         self._start_read_timer()
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
         self._refusal = self._reason_to_refuse()
         if self._refusal is not None:
             raise self._refusal  # the parser stops, and `send_400_response` is called
+        self._in_head = False
+        extensions: dict[str, Any] = {}
+        self.scope["extensions"] = extensions
         super().on_headers_complete()
+        if self.cycle is not None and self.cycle.scope is self.scope:
+            extensions[WRITE] = functools.partial(_write, self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._stop_read_timer()
@@ -133,8 +155,17 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         return HeadTooLarge(f"The request's URL and headers are larger than {most}.")
 
     def _refuse(self, error: ServeError) -> None:
-        """Answer in place of the application and close."""
+        """Answer in place of the application, unless it is answering, and close."""
         self._stop_read_timer()
+        cycle = self.cycle  # while a head is read, it is the last request's
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if cycle is None or (cycle.response_complete if self._in_head else not cycle.response_started):
+            self._answer(error)
+        self.transport.close()
+
+    def _answer(self, error: ServeError) -> None:
         body = orjson.dumps(error.body())
         headers = error.headers | {
             "content-type": "application/json",
@@ -143,7 +174,6 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         }
         lines = [f"{name}: {value}\r\n".encode("latin-1") for name, value in headers.items()]
         self.transport.write(b"".join((STATUS_LINE[error.status], *lines, b"\r\n", body)))
-        self.transport.close()
 
     def _open(self) -> bool:
         return not self.transport.is_closing()
@@ -159,15 +189,19 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
 
     def _read_too_slow(self) -> None:
         self._read_timer = None
-        if self.flow.read_paused:  # it is we who do not read
-            self._start_read_timer()
-            return
-        cycle = None if self._in_head else self.cycle
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
-        if self._head_bytes and (cycle is None or not cycle.response_started) and self._open():
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if self.flow.read_paused or (self._in_head and answering):
+            self._start_read_timer()  # it is we who do not read, or whom the client waits for
+        elif self._in_head and not self._head_bytes:
+            self.transport.close()
+        elif self._open():
             seconds = self.limits.read_timeout_seconds
             self._refuse(RequestTimeout(f"The whole request did not arrive within {seconds:g} s."))
-        else:
-            self.transport.close()
+
+
+def _write(cycle: RequestResponseCycle, data: bytes) -> bool:
+    """Go on with an answer in chunks that has begun, as uvicorn's `send` would; False if it would wait."""
+    if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+    return True

@@ -19,9 +19,17 @@ _MOST = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 def estimate_tokens(body: dict[str, Any]) -> tuple[int, int]:
     """(prompt, answer) of a request to any of the routes that generate."""
     prompt = sum(_tokens(body[name]) for name in _PROMPTS if name in body)
-    most = next((body[name] for name in _MOST if isinstance(body.get(name), int)), _ANSWER)
-    copies = body.get("n") or 1
-    return prompt, max(0, most) * (copies if isinstance(copies, int) else 1)
+    # Not the first: a route ignores the others' parameters, with which a client could understate it.
+    most = max((body[name] for name in _MOST if isinstance(body.get(name), int)), default=_ANSWER)
+    n = body.get("n")
+    copies = max(1, n) if isinstance(n, int) else 1
+    return prompt, max(0, most) * copies * prompt_count(body)
+
+
+def prompt_count(body: dict[str, Any]) -> int:
+    """How many prompts a completion has."""
+    prompt = body.get("prompt")
+    return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
 
 
 def _tokens(value: Any) -> int:

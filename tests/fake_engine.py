@@ -18,12 +18,13 @@ from gemma_serve.engine.base import (
     GpuMemory,
     LoadedModel,
     RelayKind,
+    Stream,
     Usage,
 )
 from gemma_serve.errors import ServeError
 
 
-class FakeStream:
+class FakeStream(Stream):
     model = "gemma-demo"
     fingerprint: str | None = "fake"
 

@@ -55,6 +55,19 @@ async def test_a_higher_class_goes_first() -> None:
     assert (await served_order(queue(), [*clients, ("person", {"priority": 0})]))[0] == "person"
 
 
+async def test_a_free_place_does_not_wait_for_one_who_needs_more() -> None:
+    admission = queue(capacity=4)
+    first = await admission.enter(0, answers=2)
+    large = asyncio.create_task(admission.enter(0, answers=4, client=Client("batch", priority=10)))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        (await admission.enter(0, client=Client("person"))).leave()
+    assert not large.done()
+    first.leave()
+    (await large).leave()
+    assert (admission.running, admission.waiting) == (0, 0)
+
+
 async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     admission = queue(max_requests=2)
     first = await admission.enter(0)

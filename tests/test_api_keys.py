@@ -15,13 +15,14 @@ import pytest
 import websockets
 from fastapi import FastAPI, WebSocket
 
+from gemma_serve import cli_keys
 from gemma_serve.api_keys import ApiKeys, digest_of
 from gemma_serve.app import create_app
 from gemma_serve.clients import current_client
 from gemma_serve.errors import StartupError, Unauthenticated
 from gemma_serve.key_file import KeyEntry, read_keys, write_keys
 from gemma_serve.logs import JsonFormatter
-from gemma_serve.settings import Settings, SettingsError
+from gemma_serve.settings import ServerSettings, Settings, SettingsError, masked
 
 from .conftest import serving, until
 from .fake_engine import FakeEngine
@@ -321,10 +322,35 @@ def test_the_command_makes_lists_revokes_and_verifies(tmp_path: Path) -> None:
         assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
 
 
-def test_check_masks_keys_and_passwords() -> None:
+def test_check_masks_keys() -> None:
     environ = {"GEMMA_SECURITY_API_KEYS": KEY}
     result = run("check", environ=environ)
     assert result.returncode == 0, result.stderr
     assert KEY not in result.stdout
     broken = run("check", environ={"GEMMA_SECURITY_API_KEYS": f'["{KEY}", 5, {{}}]'})
     assert KEY not in broken.stderr + broken.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:secret@host:6379/0", "redis://user:********@host:6379/0"),
+        ("redis://:se/cr@et@host", "redis://:********@host"),
+        ("redis://host/0?password=secret&x=1", "redis://host/0?password=********&x=1"),
+        ("redis://host:6379/0", "redis://host:6379/0"),
+    ],
+)
+def test_passwords_of_urls_are_masked(url: str, shown: str) -> None:
+    assert masked("url", url) == shown
+
+
+@pytest.mark.parametrize(
+    ("server", "url"),
+    [
+        ({}, "http://127.0.0.1:8000"),
+        ({"host": "::1", "port": 80}, "http://[::1]:80"),
+        ({"host": "::", "tls_certificate": __file__, "tls_private_key": __file__}, "https://[::1]:8000"),
+    ],
+)
+def test_usage_is_asked_of_the_server_of_the_settings(server: dict[str, Any], url: str) -> None:
+    assert cli_keys._url(ServerSettings(**server)) == url

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +15,7 @@ from gemma_serve.api_keys import ApiKeys
 from gemma_serve.app import create_app, middleware
 from gemma_serve.blocks import Blocks
 from gemma_serve.drain import Drain
-from gemma_serve.engine.base import EngineState
+from gemma_serve.engine.base import EngineState, RelayKind
 from gemma_serve.engine.installed import vllm_version
 from gemma_serve.errors import ContextLengthExceeded
 from gemma_serve.metrics import Metrics
@@ -220,3 +221,19 @@ async def test_the_docs_page_needs_no_other_host() -> None:
         for asset in ("/docs/assets/swagger-ui-bundle.js", "/docs/assets/swagger-ui.css"):
             assert asset in page
             assert (await client.get(asset)).status_code == 200
+
+
+async def test_a_bug_is_told_in_the_clients_shape() -> None:
+    class Buggy(FakeEngine):
+        async def relay(self, kind: RelayKind, body: dict[str, Any]) -> Any:
+            raise RuntimeError("a bug")
+
+    async with (
+        serving(create_app(settings(), Buggy())) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
+        openai = await client.post("/v1/responses", json={"input": "x"})
+        anthropic = await client.post("/v1/messages", json={"messages": []})
+    assert openai.status_code == anthropic.status_code == 500
+    assert openai.json()["error"].keys() == {"message", "type", "param", "code"}
+    assert anthropic.json()["type"] == "error"

@@ -15,7 +15,7 @@ from gemma_serve.admission import Admission
 from gemma_serve.app import create_app
 from gemma_serve.cache import ResponseCache
 from gemma_serve.cached_generation import CachedGenerator
-from gemma_serve.engine.base import GenerationRequest, TokenStream
+from gemma_serve.engine.base import Delta, GenerationRequest
 from gemma_serve.engine.lifecycle import VLLMEngine
 from gemma_serve.errors import ServeError
 from gemma_serve.metrics import Metrics
@@ -106,34 +106,72 @@ async def test_who_waits_goes_on_when_who_began_leaves_the_queue() -> None:
         assert len(engine.requests) == 2
 
 
+def generator_of(engine: FakeEngine) -> CachedGenerator:
+    admission = Admission(settings().queue, engine.capacity)
+    return CachedGenerator(engine, admission, Metrics(), ResponseCache(settings().cache))
+
+
+class Words:
+    """A sink of a client that reads."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def put(self, delta: Delta) -> None:
+        self.words.append(delta.text)
+
+    def flush(self) -> bool:
+        return False
+
+    async def drain(self) -> None: ...
+
+
 async def test_nobody_waits_for_who_reads_slowly() -> None:
     engine = FakeEngine()
-    generator = CachedGenerator(
-        engine, Admission(settings().queue, engine.capacity), Metrics(), ResponseCache(settings().cache)
-    )
+    generator = generator_of(engine)
     await engine.start()
     stuck, read_again = asyncio.Event(), asyncio.Event()
 
-    async def slowly(stream: TokenStream) -> list[str]:
-        words = []
-        async for deltas in stream:
-            words += [delta.text for delta in deltas]
+    class Slow(Words):
+        async def drain(self) -> None:
             stuck.set()
             await read_again.wait()
-        return words
-
-    async def at_once(stream: TokenStream) -> list[str]:
-        return [delta.text async for deltas in stream for delta in deltas]
 
     question = {"messages": [], "temperature": 0, "stream": True}
-    first, second = (generator.prepare(GenerationRequest("chat", question, name, "gemma")) for name in "ab")
-    slow = asyncio.create_task(first.deliver(slowly))
-    await stuck.wait()
+    requests = [GenerationRequest("chat", question, name, "gemma") for name in "abc"]
+    slow, quick = Slow(), Words()
+    first, second, third = [await generator.stream(request) for request in requests]
+    reading = asyncio.create_task(first.feed(slow))
     async with asyncio.timeout(10):
-        assert await second.deliver(at_once) == ["Hello", " world"]
+        await stuck.wait()
+        await second.feed(quick)
+        assert (
+            [delta.text async for deltas in third for delta in deltas] == quick.words == ["Hello", " world"]
+        )
+    assert not reading.done()
     read_again.set()
-    assert await slow == ["Hello", " world"]
+    await reading
+    assert slow.words == quick.words
+    for stream in (first, second, third):
+        await stream.aclose()
     assert len(engine.requests) == 1 and engine.streams[0].closed
+
+
+async def test_who_fails_to_write_fails_alone() -> None:
+    class Broken(Words):
+        def put(self, delta: Delta) -> None:
+            raise ZeroDivisionError
+
+    generator = generator_of(engine := FakeEngine())
+    await engine.start()
+    question = {"messages": [], "temperature": 0, "stream": True}
+    requests = [GenerationRequest("chat", question, name, "gemma") for name in "ab"]
+    first, second = [await generator.stream(request) for request in requests]
+    quick = Words()
+    told = await asyncio.gather(first.feed(Broken()), second.feed(quick), return_exceptions=True)
+    assert isinstance(told[0], ZeroDivisionError) and told[1] is None and quick.words == ["Hello", " world"]
+    await first.aclose()
+    await second.aclose()
 
 
 async def test_a_limit_of_who_began_is_not_told_to_another(file: Path) -> None:

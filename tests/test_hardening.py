@@ -112,6 +112,54 @@ async def test_a_slow_sender_is_not_waited_for(pieces: list[bytes], caplog: pyte
     assert "Traceback" not in caplog.text
 
 
+async def test_trailers_without_an_end_are_not_collected() -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + JSON
+    async with serving(create_app(settings(), FakeEngine())) as url:
+        pieces = [head + b"\r\n1\r\n{\r\n0\r\nX: ", *[b"x" * 10_000] * 5]
+        status, body, _ = await exchange(url, *pieces, pause=0.01)
+        assert (status, body["error"]["code"]) == (431, "request_head_too_large")
+
+
+async def test_many_small_chunks_are_a_body() -> None:
+    body = json.dumps(CHAT | {"user": "x" * 20_000}).encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + JSON
+    async with serving(create_app(settings(), FakeEngine())) as url:
+        assert (await exchange(url, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks))[0] == 200
+
+
+async def test_empty_lines_do_not_keep_a_connection_open() -> None:
+    limits = ServerSettings(read_timeout_seconds=0.3, idle_timeout_seconds=0.3)
+    async with serving(create_app(settings(), FakeEngine()), limits=limits) as url:
+        parsed = httpx.URL(url)
+        reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+        writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"}")
+        writer.write(b"\r\n")
+        async with asyncio.timeout(10):
+            await reader.read()
+        writer.close()
+
+
+async def test_the_next_request_may_begin_during_a_long_answer() -> None:
+    engine = FakeEngine(("a",) * 10, pause=0.1)
+    app = create_app(settings(), engine)
+    body = json.dumps(CHAT | {"stream": True}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % len(body) + JSON
+    async with serving(app, limits=ServerSettings(read_timeout_seconds=0.3)) as url:
+        parsed = httpx.URL(url)
+        reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+        writer.write(head + b"\r\n" + body)
+        await reader.readuntil(b"data: ")
+        writer.write(b"GET /health/live HTTP/1.1\r\n")
+        async with asyncio.timeout(10):
+            rest = await reader.read()
+        writer.close()
+        answer, _, refusal = rest.partition(b"data: [DONE]")
+        assert answer.count(b'"content":"a"') == 10
+        assert b"HTTP/1.1 408" in refusal
+
+
 async def test_a_connection_that_says_nothing_is_closed() -> None:
     async with serving(
         create_app(settings(), FakeEngine()), limits=ServerSettings(read_timeout_seconds=0.2)
@@ -162,6 +210,22 @@ async def test_a_reader_that_stops_ends_its_generation_and_frees_its_slot() -> N
         writer.close()
 
 
+async def test_a_large_answer_may_take_long_to_read() -> None:
+    size, body = 40_000_000, json.dumps(CHAT).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % len(body) + JSON
+    app = create_app(settings(), FakeEngine(("x" * size,)))
+    async with serving(app, limits=ServerSettings(write_timeout_seconds=0.5)) as url:
+        parsed = httpx.URL(url)
+        reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+        writer.write(head + b"Connection: close\r\n\r\n" + body)
+        received = 0
+        while piece := await reader.read(65_536):
+            received += len(piece)
+            await asyncio.sleep(0.002)  # a slow line
+        writer.close()
+        assert received > size
+
+
 async def test_too_many_connections_are_told_and_probes_answered() -> None:
     app = create_app(settings(), FakeEngine())
     async with serving(app, limits=ServerSettings(max_connections=5)) as url:
@@ -190,6 +254,8 @@ async def test_deep_json_and_costly_requests_are_refused() -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "x" * 600, "schema": {}}}
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    shown = {"type": "tool_result", "tool_use_id": "x", "content": [{"type": "image", "source": {}}] * 2}
+    result = {"role": "user", "content": [shown]}
     cases: list[tuple[str, dict[str, Any], str]] = [
         ("/v1/chat/completions", CHAT | {"max_tokens": 101}, "max_tokens"),
         ("/v1/chat/completions", CHAT | {"max_completion_tokens": 101}, "max_completion_tokens"),
@@ -204,6 +270,12 @@ async def test_deep_json_and_costly_requests_are_refused() -> None:
         ("/v1/completions", {"prompt": "x", "max_tokens": 101}, "max_tokens"),
         ("/v1/responses", {"input": "x", "max_output_tokens": 101}, "max_output_tokens"),
         ("/v1/messages", {"messages": [], "max_tokens": 101}, "max_tokens"),
+        ("/v1/responses", {"input": "x", "max_output_tokens": "101"}, "max_output_tokens"),
+        ("/v1/messages", {"messages": [], "max_tokens": 101.0}, "max_tokens"),
+        ("/v1/messages", {"messages": [result], "max_tokens": 9}, "messages"),
+        ("/tokenize", {"messages": [{"role": "user", "content": [{"image_url": "x"}] * 2}]}, "messages"),
+        ("/v1/responses", {"input": "x", "model": ["gemma-demo"]}, "model"),
+        ("/v1/responses", {"input": "x", "metadata": dict.fromkeys(map(str, range(2000)))}, "metadata"),
     ]
     app = create_app(settings(limits=limits), engine)
     async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
@@ -220,8 +292,9 @@ async def test_deep_json_and_costly_requests_are_refused() -> None:
             assert answer.status_code == status, answer.text
         await client.post("/v1/chat/completions", json=CHAT)
         assert engine.requests[-1].body["max_tokens"] == 100
-        relayed = (await client.post("/v1/responses", json={"input": "x"})).json()["body"]
-        assert relayed["max_output_tokens"] == 100
+        for body in ({"input": "x"}, {"input": "x", "max_tokens": 9}):
+            relayed = (await client.post("/v1/responses", json=body)).json()["body"]
+            assert relayed["max_output_tokens"] == 100
 
 
 async def test_security_headers() -> None:

@@ -26,6 +26,7 @@ from gemma_serve.rate_limit import RateLimiter, redis_quotas
 from gemma_serve.rate_limit.limiter import duration
 from gemma_serve.settings import Settings
 from gemma_serve.storage import SharedStorage, StorageAway
+from gemma_serve.token_usage import estimate_tokens
 
 from .conftest import running_redis, serving, start_fake, until
 from .fake_engine import FakeEngine
@@ -228,6 +229,21 @@ async def test_relayed_apis_are_counted_too() -> None:
         assert answer.status_code == 429
         answer = await http.post("/v1/messages/count_tokens", json={"messages": []})
         assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "answer"),
+    [
+        ({"max_tokens": 10}, 10),
+        ({"max_tokens": 10, "n": 3}, 30),
+        ({"prompt": ["a", "b"], "max_tokens": 10, "n": 3}, 60),
+        ({"prompt": [1, 2, 3], "max_tokens": 10}, 10),
+        ({"max_output_tokens": 500, "max_completion_tokens": 1}, 500),  # which /v1/responses ignores
+        ({"max_output_tokens": 10, "n": -1_000_000}, 10),
+    ],
+)
+def test_what_an_answer_may_take(body: dict[str, Any], answer: int) -> None:
+    assert estimate_tokens(body)[1] == answer
 
 
 async def test_each_key_has_its_own(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -142,3 +144,26 @@ async def test_a_full_queue_refuses_before_it_reads_the_body() -> None:
         assert broken.status_code == 503
         engine.go_on.set()
         assert sorted(answer.status_code for answer in await asyncio.gather(*asked)) == [200, 200, 503]
+
+
+async def test_a_stream_of_vllms_that_is_left_has_taken_tokens() -> None:
+    from vllm.outputs import CompletionOutput, RequestOutput
+
+    from gemma_serve.engine.vllm_serving import Below, ChunkStream
+
+    async def results() -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        for prompt_index in (0, 1, 0, 1, 0):
+            answer = CompletionOutput(0, "a", [7, 8], None, None)
+            yield prompt_index, RequestOutput("x", None, [1, 2, 3], None, [answer], False)
+
+    async def chunks(results: AsyncGenerator[Any, None]) -> AsyncGenerator[str, None]:
+        async for _ in results:
+            yield 'data: {"choices": [{"index": 0, "text": "a", "logprobs": {}}]}'
+
+    below, source = Below(), results()
+    stream = ChunkStream(chunks(below.watched(source)), source, SimpleNamespace(final_usage_info=None), below)
+    iterator = aiter(stream)
+    for _ in range(3):
+        await anext(iterator)
+    await stream.aclose()
+    assert (stream.usage.prompt_tokens, stream.usage.completion_tokens) == (6, 6)

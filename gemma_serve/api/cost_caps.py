@@ -8,9 +8,12 @@ import orjson
 
 from ..errors import InvalidRequest
 from ..settings import LimitsSettings
+from ..token_usage import prompt_count
 
 _MAX_TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _STOPS = ("stop", "stop_sequences", "stop_token_ids", "bad_words")
+_MAPPINGS = ("logit_bias", "metadata", "vllm_xargs")
+_MOST_ENTRIES = 1024
 _SCHEMAS = ("response_format", "structured_outputs", "text", "tools")
 _IMAGE_TYPES = ("image_url", "input_image", "image", "image_embeds")
 
@@ -18,18 +21,15 @@ _IMAGE_TYPES = ("image_url", "input_image", "image", "image_embeds")
 def check_caps(body: dict[str, Any], limits: LimitsSettings) -> None:
     """A body of any route that generates, not yet validated. Raises `InvalidRequest` with what to change."""
     _at_most(body, "n", limits.max_n, "answers at once")
-    n = body.get("n") if type(body.get("n")) is int else 1
-    prompt = body.get("prompt")
-    prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
-    if prompts * (n or 1) > limits.max_sequences:
+    n, prompts = _integer(body, "n") or 1, prompt_count(body)
+    if prompts * n > limits.max_sequences:
         raise InvalidRequest(
-            f"{prompts} prompts times {n} answers are {prompts * (n or 1)}; at most {limits.max_sequences} "
-            "at once.",
+            f"{prompts} prompts times {n} answers are {prompts * n}; at most {limits.max_sequences} at once.",
             param="prompt",
         )
     for name in ("top_logprobs", "logprobs", "prompt_logprobs"):
-        value = body.get(name)
-        if type(value) is int and not 0 <= value <= limits.max_logprobs:
+        value = _integer(body, name)
+        if value is not None and not 0 <= value <= limits.max_logprobs:
             raise InvalidRequest(
                 f"'{name}' is {value}; it must be between 0 and {limits.max_logprobs}.",
                 param=name,
@@ -41,30 +41,48 @@ def check_caps(body: dict[str, Any], limits: LimitsSettings) -> None:
     for name in _STOPS:
         most = limits.max_stop if "stop" in name and "ids" not in name else limits.max_word_lists
         _few(body, name, most)
+    for name in _MAPPINGS:
+        _few(body, name, _MOST_ENTRIES)
     _few(body, "tools", limits.max_tools)
     for name in _SCHEMAS:
         if isinstance(body.get(name), dict | list):
             _small(name, body[name], limits.max_schema_bytes)
-    images = _images(body.get("messages")) + _images(body.get("input"))
-    if images > limits.max_images:
-        raise InvalidRequest(f"There are {images} images; at most {limits.max_images}.", param="messages")
+    for name in ("messages", "input"):
+        if (images := _images(body.get(name))) > limits.max_images:
+            raise InvalidRequest(f"There are {images} images; at most {limits.max_images}.", param=name)
 
 
 def default_length(body: dict[str, Any], limits: LimitsSettings, name: str = "max_tokens") -> None:
-    """Where the request does not say how long its answer may be, the setting does."""
-    if limits.max_tokens and not any(body.get(other) is not None for other in _MAX_TOKENS):
+    """Where the request does not say how long its answer may be, the setting does.
+
+    `name` is the route's own parameter: another route's has no effect here, also not on this.
+    """
+    newer = "max_completion_tokens" if name == "max_tokens" else name
+    if limits.max_tokens and body.get(name) is None and body.get(newer) is None:
         body[name] = limits.max_tokens
 
 
 def _at_most(body: dict[str, Any], name: str, most: int, what: str) -> None:
-    value = body.get(name)
-    if type(value) is int and value > most:
+    value = _integer(body, name)
+    if value is not None and value > most:
         raise InvalidRequest(f"'{name}' is {value}; at most {most} {what}.", param=name, code="invalid_value")
+
+
+def _integer(body: dict[str, Any], name: str) -> int | None:
+    """Of 9.0 or "9", which are refused, vLLM would make a number after these checks."""
+    value = body.get(name)
+    if isinstance(value, str | float):
+        raise InvalidRequest(
+            f"Invalid value for '{name}': should be a valid integer, got {value!r:.50}.",
+            param=name,
+            code="invalid_type",
+        )
+    return value if type(value) is int else None
 
 
 def _few(body: dict[str, Any], name: str, most: int) -> None:
     value = body.get(name)
-    if isinstance(value, list) and len(value) > most:
+    if isinstance(value, list | dict) and len(value) > most:
         message = f"Invalid value for '{name}': should have at most {most} items, got {len(value):,}."
         raise InvalidRequest(message, param=name, code="invalid_value")
 
@@ -78,11 +96,15 @@ def _small(name: str, schema: Any, most: int) -> None:
 
 
 def _images(messages: Any) -> int:
-    if not isinstance(messages, list):
-        return 0
-    count = 0
-    for message in messages:
-        content = message.get("content") if isinstance(message, dict) else None
-        parts = content if isinstance(content, list) else [message]
-        count += sum(isinstance(part, dict) and part.get("type") in _IMAGE_TYPES for part in parts)
+    """Also those in what a tool answered, and parts that name an image but no type."""
+    count, stack = 0, [messages]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, list):
+            stack += item
+        elif isinstance(item, dict):
+            if item.get("type") in _IMAGE_TYPES or "image_url" in item:
+                count += 1
+            else:
+                stack += (item.get("content"), item.get("output"))
     return count

@@ -95,7 +95,7 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
             if (found := generation.found()) is not None:
                 writer = make_writer(AnswerStream(found, work.public_id))
                 return stored_stream(writer, answers, found.deltas(), _HEADERS[form])
-            return GenerationStream(generation, make_writer, _HEADERS[form], patience, answers)
+            return GenerationStream(generation.stream, make_writer, _HEADERS[form], patience, answers)
         generation = generator.prepare(work)
         if (found := generation.found()) is not None:
             answer = found.body(work.public_id)

@@ -179,7 +179,13 @@ class _Relay:
                 param="stream",
                 code="invalid_type",
             )
-        body["model"] = self._models.resolve(body.get("model"))
+        if not isinstance(model := body.get("model"), str | None):
+            raise InvalidRequest(
+                f"Invalid value for 'model': should be a valid string, got {model!r:.50}.",
+                param="model",
+                code="invalid_type",
+            )
+        body["model"] = self._models.resolve(model)
         if (record := current_request.get()) is not None:
             record.model = body["model"]
 

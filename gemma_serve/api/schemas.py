@@ -119,7 +119,7 @@ class GenerationBody(Schema):
     """A served model's name or alias; may be left out where there is only one."""
     stream: bool | None = None
     """Send the answer as server-sent events while it is written."""
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[StreamOptions | None, _at_most(16)] = None
     n: Positive | None = None
     """How many answers."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None

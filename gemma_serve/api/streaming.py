@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..engine.base import Delta, Kind, TokenStream
 from ..errors import DeadlineExceeded, ServeError, ShuttingDown
-from ..generation import Generation
+from ..generation import Delivery
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,6 +31,15 @@ def stream_headers(content_type: bytes) -> list[tuple[bytes, bytes]]:
 EVENT_STREAM_HEADERS = stream_headers(b"text/event-stream; charset=utf-8")
 JSON_LINES_HEADERS = stream_headers(b"application/x-ndjson")
 TEXT_HEADERS = stream_headers(b"text/plain; charset=utf-8")
+
+
+WRITE = "gemma_serve.write"
+"""The extension of the ASGI scope by which `http_protocol` lets an answer that has begun be gone on with: a
+function that takes bytes and says whether it has sent them, past all middleware."""
+
+
+def _never(data: bytes) -> bool:
+    return False
 
 
 class ClientDisconnected(Exception):
@@ -103,6 +112,7 @@ class StreamedResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._asgi_send = send
+        self._write: Callable[[bytes], bool] = scope.get("extensions", {}).get(WRITE, _never)
         loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         if self._patience.keep_alive and self._stream_headers is EVENT_STREAM_HEADERS:
@@ -135,6 +145,13 @@ class StreamedResponse(Response):
         await self._asgi_send({"type": "http.response.body", "body": data, "more_body": True})
         self._sending = False
 
+    def write(self, data: bytes) -> bool:
+        """`emit` without waiting, where the server can and the client reads; otherwise False."""
+        if not self._started or self._sending or not self._write(data):
+            return False
+        self._silent = False
+        return True
+
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         # A client that does not read needs no comments: `emit` still waits for it.
         if self._silent and not self._sending:
@@ -150,35 +167,54 @@ class StreamedResponse(Response):
 
 
 class GenerationStream(StreamedResponse):
-    """A generation as it comes; `make_writer` knows its form."""
+    """A generation as it comes: `open` begins it, `make_writer` knows its form."""
 
     def __init__(
         self,
-        generation: Generation,
+        open: Callable[[], Awaitable[Delivery]],
         make_writer: Callable[[TokenStream], Writer],
         headers: list[tuple[bytes, bytes]],
         patience: Patience,
         n: int,
     ) -> None:
         super().__init__(headers, patience)
-        self._generation = generation
+        self._open = open
         self._make_writer = make_writer
         self._writer: Writer | None = None
         self._n = n
+        self._chunks: list[bytes] = []
 
     async def run(self) -> bytes:
-        return await self._generation.deliver(self._write)
+        self._stream = stream = await self._open()
+        try:
+            self._writer = self._make_writer(stream.tokens)
+            self._begun = False
+            await stream.feed(self)
+            return self._writer.ending()
+        finally:
+            await stream.aclose()
 
-    async def _write(self, stream: TokenStream) -> bytes:
-        self._writer = writer = self._make_writer(stream)
-        first = True
-        async for deltas in stream:
-            chunks = b"".join(map(writer.delta, deltas))
-            if first:
-                first = False
-                chunks = writer.opening(self._n) + chunks
-            await self.emit(chunks)
-        return writer.ending()
+    # It is the `Sink` of its stream.
+
+    def put(self, delta: Delta) -> None:
+        assert self._writer is not None
+        if not self._begun:
+            self._begun = True
+            self._stream.note_first_token()
+            self._chunks.append(self._writer.opening(self._n))
+        self._chunks.append(self._writer.delta(delta))
+
+    def flush(self) -> bool:
+        if self._chunks and not self.write(b"".join(self._chunks)):
+            return False
+        self._chunks.clear()
+        return True
+
+    async def drain(self) -> None:
+        while self._chunks:
+            data = b"".join(self._chunks)
+            self._chunks.clear()
+            await self.emit(data)
 
     def render_error(self, error: ServeError) -> bytes:
         return super().render_error(error) if self._writer is None else self._writer.error(error)

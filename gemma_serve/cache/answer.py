@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from ..engine.base import Delta, Kind, TokenStream, Usage
+from ..engine.base import Delta, Kind, Stream, TokenStream, Usage
 
 _FINISHED = {"stop", "length", "tool_calls"}  # and not aborted
 _OBJECTS = {"chat": "chat.completion", "completion": "text_completion"}
@@ -146,7 +146,7 @@ def answer_id(kind: Kind, request_id: str) -> str:
     return f"{_ID_PREFIXES[kind]}-{request_id}"
 
 
-class AnswerStream:
+class AnswerStream(Stream):
     """A `TokenStream` of an answer that is there."""
 
     def __init__(self, answer: Answer, request_id: str) -> None:

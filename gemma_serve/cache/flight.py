@@ -1,19 +1,16 @@
 """One generation that several requests wait for. It belongs to none: any may leave, the others go on.
 
-Who begins a stream reads it itself, so that a question that nobody else asks costs hardly more than without a
-cache. Where others wait and it does not read, as its client is slow or has left, a task reads in its place.
+It runs in a task of its own and writes what comes into every stream that waits, without waking a task for
+each token. Who cannot be written to at once is woken to write for itself: nobody waits for a slow client.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextvars import Context, copy_context
-from types import AsyncGeneratorType
-from typing import cast
+from collections.abc import AsyncIterator, Callable
 
-from ..engine.base import Delta, Kind, TokenStream, Usage
+from ..engine.base import Delta, Kind, Sink, Stream, TokenStream, Usage
 from ..errors import ServeError, ShuttingDown
 from .answer import Answer, answer_id
 
@@ -21,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Flight:
-    """What the generation has given so far, and who waits for it."""
+    """What the generation has given so far, and who waits for it. It is the `Sink` of the engine's stream."""
 
     def __init__(self, kind: Kind, on_end: Callable[[Flight], None], epoch: str = "") -> None:
         self.kind = kind
@@ -36,20 +33,16 @@ class Flight:
         """Who should have begun it could not, for reasons of its own: the next one may try."""
         self.source: TokenStream | None = None
         """What the engine streams; None before it has begun, and when it answers whole."""
-        self.taken_over_at: int | None = None
-        """After how many deltas a task began to read in place of who began; None before."""
-        self.abandoned = False
-        """Has who began it left? It may drive the engine still, but gets no more."""
         self.seats: list[Seat] = []
-        self._refusal: ServeError | None = None
-        self._on_end = on_end
-        self._worker: asyncio.Task[object] | None = None
-        self._deltas: AsyncIterator[list[Delta]] | None = None
-        self._reader: AsyncGeneratorType[list[Delta], None] | None = None
-        self._context: Context | None = None
         self.payer: Seat | None = None
         """The first of those who were there when it ended: the tokens count for it."""
-        self._waiters: list[asyncio.Future[None]] = []
+        self.task: asyncio.Task[None] | None = None
+        """That generates; the last to leave cancels it."""
+        self.on_first_token: Callable[[], None] = lambda: None
+        self._refusal: ServeError | None = None
+        self._on_end = on_end
+        self._for_news: list[asyncio.Future[None]] = []
+        self._for_the_end: list[asyncio.Future[None]] = []
 
     @property
     def ended(self) -> bool:
@@ -73,93 +66,26 @@ class Flight:
         self.seats.append(seat)
         return seat
 
-    def work(self, task: asyncio.Task[object]) -> None:
-        """`task` generates; the last to leave cancels it."""
-        self._worker = task
-        task.add_done_callback(_seen)
-
     def begin(self, source: TokenStream) -> None:
-        """The engine streams, driven by who iterates `reader`."""
-        self.source, self._deltas, self._context = source, aiter(source), copy_context()
-        self._reader = cast("AsyncGeneratorType[list[Delta], None]", self._read(self._deltas))
-        self._tell()
+        self.source = source
+        _wake(self._for_news)
 
-    @property
-    def reader(self) -> AsyncIterator[list[Delta]]:
-        """What who began it gets; it must have begun."""
-        assert self._reader is not None
-        return self._reader
+    def put(self, delta: Delta) -> None:
+        if not self.deltas:
+            self.on_first_token()
+        self.deltas.append(delta)
+        for seat in self.seats:
+            seat.put(delta)
 
-    async def _read(self, source: AsyncIterator[list[Delta]]) -> AsyncGenerator[list[Delta], None]:
-        try:
-            async for deltas in source:
-                self._add(deltas)
-                if self.abandoned:
-                    continue
-                yield deltas
-                if self.taken_over_at is not None:
-                    break
-        except BaseException as error:
-            if self.taken_over_at is None:
-                await self._close_source(error)
-            raise
-        if self.taken_over_at is None:
-            await self._close_source()
-        if self.abandoned:
-            raise asyncio.CancelledError  # to who has left: the engine took it for the generation's
-        if self.taken_over_at is not None:
-            async for deltas in self.follow(self.taken_over_at):
-                yield deltas
+    def flush(self) -> bool:
+        for seat in self.seats:
+            seat.flush()
+        if self._for_news:
+            _wake(self._for_news)
+        return True
 
-    def read_on(self) -> None:
-        """See to it that somebody reads."""
-        reader = self._reader
-        if reader is None or self.ended or self.taken_over_at is not None or reader.ag_running:
-            return
-        self.taken_over_at = len(self.deltas)
-        self.work(asyncio.get_running_loop().create_task(self._read_all(), context=self._context))
-
-    async def _read_all(self) -> None:
-        assert self._deltas is not None
-        try:
-            async for deltas in self._deltas:
-                self._add(deltas)
-        except BaseException as error:
-            await self._close_source(error)
-            raise
-        await self._close_source()
-
-    def _add(self, deltas: list[Delta]) -> None:
-        self.deltas += deltas
-        if self._waiters:
-            self._tell()
-
-    async def _close_source(self, error: BaseException | None = None) -> None:
-        assert self.source is not None
-        if error is not None:
-            self.end(error)
-        await self.source.aclose()
-        self.end(Answer.of_stream(self.kind, self.source, self.deltas))
-
-    async def put_down(self) -> None:
-        """Who began it does not read any more."""
-        if self._reader is not None and not self._reader.ag_running:
-            await self._reader.aclose()
-
-    async def follow(self, position: int = 0) -> AsyncIterator[list[Delta]]:
-        """The deltas after the first `position`: those that are there at once. Raises `ServeError`."""
-        while True:
-            if position < (count := len(self.deltas)):
-                deltas, position = self.deltas[position:count], count
-                yield deltas
-            elif not self.ended:
-                await self.news()
-            elif self.error is not None:
-                raise self.error.with_traceback(None)
-            else:
-                if not position and self.answer is not None and (deltas := self.answer.deltas()):
-                    yield deltas
-                return
+    async def drain(self) -> None:
+        self.flush()
 
     def end(self, result: Answer | BaseException, *, found: bool = False) -> None:
         """Only the first call counts. `found` is an answer that nobody has to pay for."""
@@ -175,39 +101,40 @@ class Flight:
             self.error = ServeError("The engine failed on this request; the server's log says why.")
         else:  # cancelled: all have left, or
             self.error = ShuttingDown("The server is shutting down and could not finish this answer.")
-        self._on_end(self)
-        self._tell()
+        self._land()
 
     def vacate(self, refusal: ServeError | None = None) -> None:
         """It will not begin, for the `refusal` of who should have; those who wait see to it themselves."""
         if not self.ended:
             self.vacant, self._refusal = True, refusal
-            self._on_end(self)
-            self._tell()
+            self._land()
+
+    def _land(self) -> None:
+        self._on_end(self)
+        for seat in self.seats:
+            seat.wake()
+        _wake(self._for_news)
+        _wake(self._for_the_end)
 
     async def close(self) -> None:
         """Stop the generation, if it still runs."""
         self.end(asyncio.CancelledError())
-        worker = self._worker
-        if worker is not None and worker is not asyncio.current_task() and not worker.done():
-            worker.cancel()
-            await asyncio.wait([worker])
-        await self.put_down()
-        if self.source is not None:
-            await self.source.aclose()  # nobody has, where nobody has begun to read
-
-    def _tell(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        if self.task is not None and not self.task.done():
+            self.task.cancel()
+            await asyncio.wait([self.task])
 
     async def news(self) -> None:
         """Until there is more than now."""
-        self.read_on()
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        await waiter
+        await _until(self._for_news)
+
+    async def landed(self) -> Answer:
+        """The whole answer. Raises `ServeError`."""
+        if not self.ended:
+            await _until(self._for_the_end)
+        if (error := self.error or self._refusal) is not None:
+            raise error.with_traceback(None)
+        assert self.answer is not None
+        return self.answer
 
 
 class Seat:
@@ -217,6 +144,10 @@ class Seat:
         self.flight = flight
         self.begins = begins
         self.left = False
+        self._sink: Sink | None = None
+        self._unwritten = False
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
 
     @property
     def pays(self) -> bool:
@@ -234,15 +165,52 @@ class Seat:
         if flight.error is not None and not flight.deltas:
             raise flight.error.with_traceback(None)
 
-    async def answer(self) -> Answer:
-        """The whole answer. Raises `ServeError`."""
+    def put(self, delta: Delta) -> None:
+        if self._sink is None:
+            return
+        try:
+            self._sink.put(delta)
+        except Exception as error:  # it is this one's trouble, not that of the others
+            self._sink, self._error = None, error
+            self.wake()
+        self._unwritten = True
+
+    def flush(self) -> None:
+        if self._sink is not None and self._unwritten:
+            if self._sink.flush():
+                self._unwritten = False
+            else:
+                self.wake()
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def feed(self, sink: Sink) -> None:
+        """Give `sink` all that was and all that comes. Raises `ServeError`."""
         flight = self.flight
-        while not flight.ended:
-            await flight.news()
-        if (error := flight.error or flight._refusal) is not None:
-            raise error.with_traceback(None)
-        assert flight.answer is not None
-        return flight.answer
+        for delta in flight.deltas:
+            sink.put(delta)
+        self._sink, self._unwritten = sink, bool(flight.deltas)
+        try:
+            while self._error is None:
+                if self._unwritten:
+                    self._unwritten = False
+                    await sink.drain()
+                elif flight.ended:
+                    break
+                else:
+                    self._waiter = asyncio.get_running_loop().create_future()
+                    await self._waiter
+        finally:
+            self._sink = None
+        if self._error is not None:
+            raise self._error
+        answer = await flight.landed()
+        if not flight.deltas and (deltas := answer.deltas()):  # it was not streamed
+            for delta in deltas:
+                sink.put(delta)
+            await sink.drain()
 
     async def leave(self) -> None:
         """The last to leave stops the generation; a second call does nothing."""
@@ -250,19 +218,16 @@ class Seat:
             return
         self.left = True
         flight = self.flight
-        flight.abandoned |= self.begins
         flight.seats.remove(self)
-        if flight.ended:
+        if flight.ended or flight.seats:
             return
-        if flight.seats:
-            flight.read_on()
-        elif flight._worker is None:
+        if flight.task is None:
             flight.vacate()  # one may come before this has been seen
         else:
             await flight.close()
 
 
-class SeatStream:
+class SeatStream(Stream):
     """A `TokenStream` of a flight: first all that it has given already, then what it gives."""
 
     def __init__(self, seat: Seat, request_id: str) -> None:
@@ -278,14 +243,34 @@ class SeatStream:
     def usage(self) -> Usage:
         return self._seat.flight.usage
 
-    def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        return self._seat.flight.reader if self._seat.begins else self._seat.flight.follow()
+    async def feed(self, sink: Sink) -> None:
+        await self._seat.feed(sink)
+
+    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        flight, position = self._seat.flight, 0
+        while True:
+            if position < (count := len(flight.deltas)):
+                deltas, position = flight.deltas[position:count], count
+                yield deltas
+            elif not flight.ended:
+                await flight.news()
+            else:
+                break
+        answer = await flight.landed()
+        if not position and (deltas := answer.deltas()):  # it was not streamed
+            yield deltas
 
     async def aclose(self) -> None:
         await self._seat.leave()
 
 
-def _seen(task: asyncio.Task[object]) -> None:
-    """What it raised has been told by `end`."""
-    if not task.cancelled():
-        task.exception()
+def _wake(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+    waiters.clear()
+
+
+async def _until(waiters: list[asyncio.Future[None]]) -> None:
+    waiters.append(waiter := asyncio.get_running_loop().create_future())
+    await waiter

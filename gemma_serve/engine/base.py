@@ -224,6 +224,22 @@ class Delta:
     """Further top-level fields of the chunk, such as `prompt_token_ids`."""
 
 
+class Sink(Protocol):
+    """Where a stream's text is written."""
+
+    def put(self, delta: Delta) -> None:
+        """Keep it until it is written."""
+        ...
+
+    def flush(self) -> bool:
+        """Write what is kept, if nothing has to be waited for; otherwise False."""
+        ...
+
+    async def drain(self) -> None:
+        """Write what is kept."""
+        ...
+
+
 class TokenStream(Protocol):
     """A generation under way. Iterate it once; `aclose` at any time stops the engine's work on it."""
 
@@ -241,7 +257,25 @@ class TokenStream(Protocol):
         """Yields what arrived together, at least one delta each time. Raises `ServeError`."""
         ...
 
+    async def feed(self, sink: Sink) -> None:
+        """In place of the iteration: give `sink` everything as it comes. Raises `ServeError`."""
+        ...
+
     async def aclose(self) -> None: ...
+
+
+class Stream:
+    """Feeds a sink with what it yields; for streams that cannot do better."""
+
+    def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        raise NotImplementedError
+
+    async def feed(self, sink: Sink) -> None:
+        async for deltas in self:
+            for delta in deltas:
+                sink.put(delta)
+            if not sink.flush():
+                await sink.drain()
 
 
 class Engine(Protocol):

@@ -25,6 +25,7 @@ from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.metrics.stats import SchedulerStats
 
 from ..errors import EngineCrash, EngineDied
+from .direct import Flushes
 from .entries import TRIAL_TOKENS, Entries, Entry, Trial
 from .quarantine import CRASHED, KILLED, Quarantine
 from .resume import Diverged, Replay, Way, continued, restart, tokens_so_far, way_of
@@ -55,6 +56,7 @@ class ReplaceableCore:
         self._trial: Trial | None = None
         self._replays = 0
         self._last_step = time.monotonic()
+        self.flushes = Flushes()
         self.resumed_total = 0
         """Requests that went on after a death, since the start."""
         self.scheduler_stats: SchedulerStats | None = None
@@ -96,12 +98,14 @@ class ReplaceableCore:
         while True:
             core = self._core
             try:
+                self.flushes.after_step()
                 outputs: EngineCoreOutputs = await core.get_output_async()
             except Exception as error:
                 if not isinstance(error, EngineDeadError):
                     logger.exception("The engine's output cannot be read")
                 await self._next_after(core)
                 continue
+            self.flushes.before_step()
             self._last_step = time.monotonic()
             if outputs.scheduler_stats is not None:
                 self.scheduler_stats = outputs.scheduler_stats

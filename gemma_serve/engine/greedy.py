@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-from .base import Delta, TokenStream, Usage
+from .base import Delta, Stream, TokenStream, Usage
 
 _GREEDY = 1e-5  # vLLM samples greedily below this temperature
 
@@ -29,7 +29,7 @@ def repeat_answer(answer: dict[str, Any], usage: Usage, n: int) -> tuple[dict[st
     return answer | {"choices": choices, "usage": usage.body()}, usage
 
 
-class RepeatedStream:
+class RepeatedStream(Stream):
     """A `TokenStream` whose every delta comes once for each copy."""
 
     def __init__(self, stream: TokenStream, n: int) -> None:

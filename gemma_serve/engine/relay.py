@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import orjson
-from pydantic import TypeAdapter
 from vllm.entrypoints.anthropic.protocol import (
     AnthropicCountTokensRequest,
     AnthropicMessagesRequest,
@@ -28,17 +27,19 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from ..errors import InvalidRequest
 from .base import Kind, RelayKind
 from .chat_template import TemplateVariables
+from .fail_fast import validator
 from .supervisor import Supervisor
 from .vllm_errors import mapped_errors, raise_for_error
 
-_REQUESTS: dict[RelayKind, TypeAdapter[Any]] = {
-    "responses": TypeAdapter(ResponsesRequest),
-    "messages": TypeAdapter(AnthropicMessagesRequest),
-    "count_tokens": TypeAdapter(AnthropicCountTokensRequest),
-    "tokenize": TypeAdapter(TokenizeRequest),
-    "detokenize": TypeAdapter(DetokenizeRequest),
-    "embeddings": TypeAdapter(EmbeddingCompletionRequest),
+REQUESTS: dict[RelayKind, Any] = {
+    "responses": ResponsesRequest,
+    "messages": AnthropicMessagesRequest,
+    "count_tokens": AnthropicCountTokensRequest,
+    "tokenize": TokenizeRequest,
+    "detokenize": DetokenizeRequest,
+    "embeddings": EmbeddingCompletionRequest,
 }
+_VALIDATORS = {kind: validator(model) for kind, model in REQUESTS.items()}
 
 
 def embeds(supervisor: Supervisor) -> bool:
@@ -120,7 +121,7 @@ class Relay:
         self._variables.check(body.get("chat_template_kwargs"))
         with mapped_errors():
             try:
-                request = _REQUESTS[kind].validate_python(body)
+                request = _VALIDATORS[kind].validate_python(body)
             except (AttributeError, KeyError, TypeError) as error:
                 raise InvalidRequest(f"The request holds a value of the wrong type: {error}.") from error
             response = await self._handlers[kind](request, None)

@@ -14,7 +14,8 @@ from vllm.engine.protocol import EngineClient
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from .base import EngineStatus
+from .base import EngineStatus, Sink, Usage
+from .direct import DirectOutput, Flushes, tap
 
 
 class Supervisor(EngineClient):  # type: ignore[misc]
@@ -24,6 +25,11 @@ class Supervisor(EngineClient):  # type: ignore[misc]
         self._llm = llm
         self._status = status
 
+    @property
+    def flushes(self) -> Flushes:
+        flushes: Flushes = self._llm.engine_core.flushes
+        return flushes
+
     async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
         self._status.require_serving()
         outputs = self._llm.generate(*args, **kwargs)
@@ -32,6 +38,10 @@ class Supervisor(EngineClient):  # type: ignore[misc]
                 yield output
         finally:
             await outputs.aclose()  # aborts the request unless it has finished
+
+    def tap(self, result: RequestOutput, sink: Sink, usage: Usage) -> DirectOutput | None:
+        """Lead what comes after `result` straight to `sink`; None where that cannot be."""
+        return tap(self._llm.output_processor, self.flushes, result, sink, usage)
 
 
 def _handed_on(name: str) -> property:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import psutil
 import torch
 import vllm.config
+from pydantic_core import SchemaValidator
+from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
@@ -34,6 +36,7 @@ from ..errors import ContextLengthExceeded, InvalidRequest, StartupError
 from ..settings import DEMO_MODEL, Settings
 from .base import EngineStatus, GenerationRequest, LoadedModel, TokenStream, Usage
 from .chat_template import TemplateVariables
+from .fail_fast import validator
 from .families import family_of, precision, template_text
 from .greedy import RepeatedStream, copies, repeat_answer
 from .identity import identity_of
@@ -297,6 +300,9 @@ class VLLMServing:
 
 
 R = TypeVar("R", ChatCompletionRequest, CompletionRequest)
+_VALIDATORS: dict[type, SchemaValidator] = {
+    model: validator(model) for model in (ChatCompletionRequest, CompletionRequest)
+}
 
 
 def _validated(model: type[R], body: dict[str, Any]) -> R:
@@ -308,7 +314,8 @@ def _validated(model: type[R], body: dict[str, Any]) -> R:
             f"Unrecognized request argument supplied: {name}.{hint}", param=name, code="unknown_parameter"
         )
     try:
-        return model.model_validate(body)
+        validated: R = _VALIDATORS[model].validate_python(body)
+        return validated
     except (AttributeError, KeyError, RecursionError) as error:
         # vLLM's validators see the raw body and expect the right types in it.
         raise InvalidRequest(f"The request holds a value of the wrong type: {error}.") from error
@@ -317,7 +324,9 @@ def _validated(model: type[R], body: dict[str, Any]) -> R:
 async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLMServing:
     """Put the serving classes on a loaded engine; runs on the event loop that will use it."""
     register_connector()
+    envs.enable_envs_cache()  # vLLM looks them up for every request and step: a tenth of this process's time
     supervisor = Supervisor(llm, status)
+    supervisor.flushes.longest = settings.performance.flush_ms / 1000
     await llm.reset_mm_cache()
     await llm.get_supported_tasks()  # asked once, so that no request has to ask an engine that is down
     serving = VLLMServing(settings, supervisor)

@@ -20,7 +20,9 @@ from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.outputs import RequestOutput
 
 from ..errors import InvalidRequest, ServeError
-from .base import Delta, Usage
+from . import base
+from .base import Delta, Sink, Usage
+from .supervisor import Supervisor
 from .vllm_errors import map_error, mapped_errors, raise_for_error
 from .vllm_names import ErrorResponse, UsageInfo
 
@@ -42,13 +44,16 @@ class ChatServing(OpenAIServingChat):  # type: ignore[misc]
         parsed = parser is not None and (request.tools or parser.reasoning_parser_cls is not None)
         plain = not (parsed or request.logprobs or request.echo or _wants_details(request))
         if plain:
-            stream: Stream = PlainStream(_numbered(result_generator), request.n or 1, _constrained(request))
-        else:
-            failure = Failure()
-            chunks = super().chat_completion_stream_generator(
-                request, failure.kept(result_generator), request_id, model_name, *args, **kwargs
+            stream: Stream = PlainStream(
+                self.engine_client, _numbered(result_generator), request.n or 1, _constrained(request)
             )
-            stream = ChunkStream(chunks, result_generator, _metadata(args, kwargs), failure)
+        else:
+            below = Below()
+            results = below.watched(result_generator)
+            chunks = super().chat_completion_stream_generator(
+                request, results, request_id, model_name, *args, **kwargs
+            )
+            stream = ChunkStream(chunks, result_generator, _metadata(args, kwargs), below)
         stream.id, stream.model, stream.fingerprint = request_id, model_name, self.system_fingerprint
         return stream
 
@@ -67,16 +72,22 @@ class CompletionServing(OpenAIServingCompletion):  # type: ignore[misc]
     ) -> Stream:
         plain = request.logprobs is None and not (request.echo or _wants_details(request))
         if plain:
-            stream: Stream = PlainStream(result_generator, request.n or 1, _constrained(request))
+            stream: Stream = PlainStream(
+                self.engine_client,
+                result_generator,
+                request.n or 1,
+                _constrained(request),
+                len(engine_inputs),
+            )
         else:
-            failure = Failure()
-            results = failure.kept(result_generator)
+            below = Below()
+            results = below.watched(result_generator)
             if request.echo:
                 results = _with_prompt_logprobs(results)
             chunks = super().completion_stream_generator(
                 request, engine_inputs, results, request_id, created_time, model_name, *args, **kwargs
             )
-            stream = ChunkStream(chunks, result_generator, _metadata(args, kwargs), failure)
+            stream = ChunkStream(chunks, result_generator, _metadata(args, kwargs), below)
         stream.id, stream.model, stream.fingerprint = request_id, model_name, self.system_fingerprint
         stream.created = created_time
         return stream
@@ -140,7 +151,7 @@ async def _with_prompt_logprobs(
         await results.aclose()
 
 
-class Stream:
+class Stream(base.Stream):
     """Common to both kinds: see `base.TokenStream`."""
 
     id = ""
@@ -160,49 +171,84 @@ class PlainStream(Stream):
     """Text and finish reasons, straight from the engine's outputs."""
 
     def __init__(
-        self, results: AsyncGenerator[tuple[int, RequestOutput], None], n: int, constrained: bool
+        self,
+        engine: Supervisor,
+        results: AsyncGenerator[tuple[int, RequestOutput], None],
+        n: int,
+        constrained: bool,
+        prompts: int = 1,
     ) -> None:
         super().__init__(results)
+        self._engine = engine
+        self._single = n == prompts == 1
         self._n = n
         self._constrained = constrained
 
+        self._prompts_counted: set[int] = set()
+
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        usage, n = self.usage, self._n
-        prompt_counted: set[int] = set()
         with mapped_errors():
             async for prompt_index, result in self._source:
-                if result.prompt_token_ids is not None and prompt_index not in prompt_counted:
-                    prompt_counted.add(prompt_index)
-                    usage.prompt_tokens += len(result.prompt_token_ids)
-                    _add_cached(usage, result.num_cached_tokens)
-                deltas = []
-                for output in result.outputs:
-                    usage.completion_tokens += len(output.token_ids)
-                    reason = output.finish_reason
-                    if reason == "error":
-                        raise generation_failed(self._constrained)
-                    if not output.text and reason is None:
-                        continue  # half a character, or a prefill step
-                    stop = None if output.stop_reason is None else {"stop_reason": output.stop_reason}
-                    deltas.append(Delta(output.index + prompt_index * n, output.text, reason, None, stop))
-                if deltas:
+                if deltas := self._deltas(prompt_index, result):
                     yield deltas
 
+    async def feed(self, sink: Sink) -> None:
+        with mapped_errors():
+            async for prompt_index, result in self._source:
+                deltas = self._deltas(prompt_index, result)
+                for delta in deltas:
+                    sink.put(delta)
+                if deltas and not sink.flush():
+                    await sink.drain()
+                if self._single and (rest := self._engine.tap(result, sink, self.usage)) is not None:
+                    await rest.run()
+                    if rest.finish_reason == "error":
+                        raise generation_failed(self._constrained)
+                    return
 
-class Failure:
-    """What went wrong below vLLM's generator, which tells it to the client in words of its own."""
+    def _deltas(self, prompt_index: int, result: RequestOutput) -> list[Delta]:
+        usage = self.usage
+        if result.prompt_token_ids is not None and prompt_index not in self._prompts_counted:
+            self._prompts_counted.add(prompt_index)
+            usage.prompt_tokens += len(result.prompt_token_ids)
+            _add_cached(usage, result.num_cached_tokens)
+        deltas = []
+        for output in result.outputs:
+            usage.completion_tokens += len(output.token_ids)
+            reason = output.finish_reason
+            if reason == "error":
+                raise generation_failed(self._constrained)
+            if not output.text and reason is None:
+                continue  # half a character, or a prefill step
+            stop = None if output.stop_reason is None else {"stop_reason": output.stop_reason}
+            deltas.append(Delta(output.index + prompt_index * self._n, output.text, reason, None, stop))
+        return deltas
 
-    error: BaseException | None = None
 
-    async def kept(self, results: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+class Below:
+    """What vLLM's generator does not tell, or late: the tokens so far, the error in its own words."""
+
+    def __init__(self) -> None:
+        self.usage = Usage()
+        self.error: BaseException | None = None
+        self._prompts: set[int] = set()
+
+    async def watched(self, results: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         try:
             async for result in results:
+                self._count(*(result if isinstance(result, tuple) else (0, result)))
                 yield result
         except Exception as error:
             self.error = error
             raise
         finally:
             await results.aclose()
+
+    def _count(self, prompt_index: int, result: RequestOutput) -> None:
+        if result.prompt_token_ids is not None and prompt_index not in self._prompts:
+            self._prompts.add(prompt_index)
+            self.usage.prompt_tokens += len(result.prompt_token_ids)
+        self.usage.completion_tokens += sum(len(output.token_ids) for output in result.outputs)
 
 
 class ChunkStream(Stream):
@@ -213,12 +259,13 @@ class ChunkStream(Stream):
         chunks: AsyncGenerator[str, None],
         results: AsyncGenerator[Any, None],
         metadata: Any,
-        failure: Failure,
+        below: Below,
     ) -> None:
         super().__init__(chunks)
+        self.usage = below.usage
         self._results = results
         self._request_metadata = metadata
-        self._failure = failure
+        self._below = below
 
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
         async for event in self._source:
@@ -227,8 +274,8 @@ class ChunkStream(Stream):
                 break
             chunk = orjson.loads(data)
             if "error" in chunk:
-                if self._failure.error is not None:
-                    raise map_error(self._failure.error)
+                if self._below.error is not None:
+                    raise map_error(self._below.error)
                 raise_for_error(ErrorResponse(**chunk))
             extra = {key: value for key, value in chunk.items() if key not in _CONSTANT and value is not None}
             # Our writer says who speaks; vLLM's chunk for that is of use only for what it carries besides.

@@ -1,14 +1,13 @@
-"""The last resort: what no handler caught becomes a logged 500 in OpenAI's shape, with the request's id."""
+"""The last resort: what no handler caught becomes a logged 500, with the request's id."""
 
 from __future__ import annotations
 
 import logging
 
-import orjson
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import ServeError
+from .refuse import refuse
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +31,4 @@ class UnexpectedError:
                 raise
             logger.exception("A request failed unexpectedly")
             if not started:
-                error = ServeError("The server failed on this request; its log says why.")
-                if scope["type"] == "http":
-                    body = orjson.dumps(error.body())
-                    await Response(body, error.status, media_type="application/json")(scope, receive, send)
-                else:
-                    await send({"type": "websocket.close", "code": 1011})
+                await refuse(ServeError("The server failed on this request; its log says why."), scope, send)

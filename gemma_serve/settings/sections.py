@@ -251,6 +251,8 @@ class PerformanceSettings(Section):
     """Where the model runs; `auto` takes the GPU when there is one."""
     precision: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     """Type of the weights and activations; `auto` takes what the model was published in."""
+    flush_ms: float = Field(default=20, ge=0, le=1000)
+    """The busier the server, the longer a token may be kept to be sent with others: this long at most."""
 
 
 class CacheSettings(Section):

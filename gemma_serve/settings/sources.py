@@ -237,5 +237,6 @@ def masked(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [masked("", item) for item in value]
     if isinstance(value, str):
-        return re.sub(r"(?<=://)([^/@\s]*):[^/@\s]*@", rf"\1:{_MASK}@", value)  # a URL's password
+        value = re.sub(r"(?<=://)([^:/@\s]*):\S*@", rf"\1:{_MASK}@", value)  # a URL's password
+        return re.sub(r"([?&]password=)[^&\s]*", rf"\1{_MASK}", value)  # as redis-py takes it, too
     return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,182 @@
+"""Many chats at once, read as cheaply as Python can, so that the server is what is measured.
+
+    python benchmarks/stream_client.py http://127.0.0.1:8000 --clients 64 --requests 512 --tokens 64
+
+Each client asks, reads its answer to the end and asks again on the same connection. Prints JSON: times in
+seconds; `tokens` are those asked for, as every answer has `max_tokens` of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from typing import cast
+from urllib.parse import urlsplit
+
+import uvloop
+
+
+class Client(asyncio.Protocol):
+    """One connection; asks again until there is nothing left to ask."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._reset()
+
+    def _reset(self) -> None:
+        self._answered = False
+        self._first: float | None = None
+        self._tail = self._buffer = b""
+        self._started = time.perf_counter()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no class of asyncio
+        self._ask()
+
+    def data_received(self, data: bytes) -> None:
+        load, now = self._load, time.perf_counter()
+        if not self._answered:
+            self._answered = True
+            if not data.startswith(b"HTTP/1.1 200"):
+                load.failed(data)
+                self._transport.close()
+                return
+        if self._first is None:
+            if load.stream and b"\ndata:" not in data:
+                return  # only the head
+            self._first = now
+        self._tail = (self._tail + data)[-16:]
+        if not self._tail.endswith(b"0\r\n\r\n") if load.stream else not self._whole(data):
+            return
+        load.ended(self._started, self._first, now)
+        self._ask()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._load.lost()
+
+    def _ask(self) -> None:
+        body = self._load.next_body()
+        if body is None:
+            self._transport.close()
+            return
+        self._reset()
+        self._transport.write(self._load.head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+    def _whole(self, data: bytes) -> bool:
+        self._buffer += data
+        head, found, body = self._buffer.partition(b"\r\n\r\n")
+        if not found:
+            return False
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+        return len(body) >= length
+
+
+class Load:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.stream: bool = not options.whole
+        parts = urlsplit(options.url)
+        lines = [
+            "POST /v1/chat/completions HTTP/1.1",
+            f"Host: {parts.netloc}",
+            "Content-Type: application/json",
+        ]
+        if options.key:
+            lines.append(f"Authorization: Bearer {options.key}")
+        self.head = ("\r\n".join(lines) + "\r\n").encode()
+        self._left = options.requests
+        self._options = options
+        self._first: list[float] = []
+        self._gaps: list[float] = []
+        self._times: list[float] = []
+        self._errors: list[str] = []
+        self._ended = asyncio.Event()
+        self._open = options.clients
+
+    def next_body(self) -> bytes | None:
+        if self._left <= 0:
+            return None
+        self._left -= 1
+        return json.dumps(
+            {
+                "model": self._options.model,
+                "messages": [{"role": "user", "content": f"Tell me story {self._left}"}],
+                "max_tokens": self._options.tokens,
+                "temperature": 1.0,
+                "ignore_eos": True,
+                "stream": self.stream,
+            }
+        ).encode()
+
+    def ended(self, started: float, first: float, now: float) -> None:
+        self._first.append(first - started)
+        self._times.append(now - started)
+        if self._options.tokens > 1:
+            self._gaps.append((now - first) / (self._options.tokens - 1))
+
+    def failed(self, data: bytes) -> None:
+        self._errors.append(data[:500].decode(errors="replace"))
+
+    def lost(self) -> None:
+        self._open -= 1
+        if not self._open:
+            self._ended.set()
+
+    async def run(self) -> dict[str, object]:
+        parts = urlsplit(self._options.url)
+        loop = asyncio.get_running_loop()
+        started = time.perf_counter()
+        connections = (
+            loop.create_connection(lambda: Client(self), parts.hostname, parts.port)
+            for _ in range(self._options.clients)
+        )
+        await asyncio.gather(*connections)
+        await self._ended.wait()
+        seconds = time.perf_counter() - started
+        done = len(self._times)
+        return {
+            "requests": done,
+            "errors": self._options.requests - done,
+            "first_error": next(iter(self._errors), None),
+            "seconds": seconds,
+            "tokens": done * self._options.tokens,
+            "tokens_per_second": done * self._options.tokens / seconds,
+            "ttft": percentiles(self._first),
+            "inter_token": percentiles(self._gaps),
+            "client_cpu_seconds": time.process_time(),
+        }
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    if len(values) < 2:
+        return {"p50": values[0], "p95": values[0], "p99": values[0]} if values else {}
+    cuts = statistics.quantiles(values, n=100, method="inclusive")
+    return {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("url")
+    parser.add_argument("--clients", type=int, default=64, help="at the same time")
+    parser.add_argument("--requests", type=int, default=512, help="in all")
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--model", default="gemma-demo")
+    parser.add_argument("--key", help="API key")
+    parser.add_argument("--whole", action="store_true", help="ask for answers in one piece")
+    options = parser.parse_args()
+
+    async def run() -> dict[str, object]:
+        return await Load(options).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        print(json.dumps(runner.run(run())))
+
+
+if __name__ == "__main__":
+    main()

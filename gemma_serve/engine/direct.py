@@ -1,0 +1,180 @@
+"""Tokens from vLLM's output loop straight to who writes them, without waking a task for each.
+
+`AsyncLLM` makes three objects of a token, puts them into the request's queue and wakes the task that waits
+there. A stream of plain text needs none of this: once it has begun, its `RequestState` is made to give the
+text alone and its queue is replaced by a `DirectOutput`, which renders in the output loop. What a step has
+rendered is written after it, or, when this thread is busy, together with the next ones'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, NamedTuple
+
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+
+from .base import Delta, Sink, Usage
+
+_WINDOW_SECONDS = 0.1
+_SPARE, _FULL = 0.4, 0.8
+"""Shares of the time: up to the first nothing is kept, from the second on for as long as is set."""
+
+
+class Piece(NamedTuple):
+    """What is kept of a step's output."""
+
+    text: str
+    tokens: int
+    finish_reason: str | None
+    stop_reason: int | str | None
+
+
+class _DirectState(RequestState):  # type: ignore[misc]
+    """Makes a `Piece` where vLLM makes a RequestOutput; for one answer, streamed, of text alone."""
+
+    sent_tokens_offset: int
+
+    def make_request_output(
+        self,
+        new_token_ids: list[int],
+        pooling_output: Any,
+        finish_reason: Any,
+        stop_reason: int | str | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Piece | None:
+        finished, count = finish_reason is not None, len(new_token_ids)
+        if self.stream_interval > 1:  # as in vLLM
+            made = self.detokenizer.num_output_tokens()
+            if not (finished or made - self.sent_tokens_offset >= self.stream_interval):
+                return None
+            count, self.sent_tokens_offset = made - self.sent_tokens_offset, made
+        text = self.detokenizer.get_next_output_text(finished, True)
+        return Piece(text, count, str(finish_reason) if finished else None, stop_reason)
+
+
+class DirectOutput:
+    """Stands in for the `RequestOutputCollector` of a stream."""
+
+    __slots__ = ("_dirty", "_error", "_flushes", "_sink", "_usage", "_wake", "finish_reason")
+
+    def __init__(self, sink: Sink, usage: Usage, flushes: Flushes) -> None:
+        self._sink = sink
+        self._usage = usage
+        self._flushes = flushes
+        self._dirty = False
+        self._error: Exception | None = None
+        self._wake = asyncio.Event()
+        self.finish_reason: str | None = None
+
+    def put(self, piece: Piece | Exception) -> None:
+        if isinstance(piece, Exception):
+            self._error = piece
+            self._wake.set()
+            return
+        text, tokens, reason, stop = piece
+        self._usage.completion_tokens += tokens
+        if reason is not None:
+            if reason != "error":
+                details = None if stop is None else {"stop_reason": stop}
+                self._sink.put(Delta(0, text, reason, None, details))
+            self.finish_reason = reason
+            self._wake.set()
+        elif text:  # not half a character
+            self._sink.put(Delta(0, text))
+            if not self._dirty:
+                self._dirty = True
+                self._flushes.add(self)
+
+    def flush(self) -> None:
+        self._dirty = False
+        if self.finish_reason is None and not self._sink.flush():
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Write what cannot be written at once, and the end. Raises what vLLM puts into its queues."""
+        finished = False
+        while not finished:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._error is not None:
+                raise self._error
+            finished = self.finish_reason is not None
+            await self._sink.drain()
+
+    def close(self) -> None:
+        """vLLM closes its queues."""
+
+
+class Flushes:
+    """Which streams have something to write, and when they write it.
+
+    At once while the output loop has time to spare. The less it waits for the engine, the longer tokens are
+    kept, so that several go in one write, which is most of what a token costs.
+    """
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        """Seconds for which a token is kept at most; 0 keeps none."""
+        self._keep = 0.0
+        self._dirty: list[DirectOutput] = []
+        self._since = self._measured = self._waits = time.perf_counter()
+        self._waited = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, output: DirectOutput) -> None:
+        if not self._dirty:
+            self._since = time.perf_counter()
+        self._dirty.append(output)
+
+    def after_step(self) -> None:
+        """All outputs of a step have been processed, and the loop waits for the next."""
+        now = self._waits = time.perf_counter()
+        if now - self._measured > _WINDOW_SECONDS:
+            busy = 1 - self._waited / (now - self._measured)
+            self._measured, self._waited = now, 0.0
+            self._keep = self.longest * min(1.0, max(0.0, (busy - _SPARE) / (_FULL - _SPARE)))
+        if not self._dirty:
+            return
+        left = self._since + self._keep - now
+        if left <= 0:
+            self.flush()
+            self._waits = time.perf_counter()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(left, self.flush)
+
+    def before_step(self) -> None:
+        """The engine has sent the next."""
+        self._waited += time.perf_counter() - self._waits
+
+    def flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        dirty, self._dirty = self._dirty, []
+        for output in dirty:
+            output.flush()
+
+
+def tap(
+    processor: OutputProcessor, flushes: Flushes, result: RequestOutput, sink: Sink, usage: Usage
+) -> DirectOutput | None:
+    """Lead what comes after `result` to `sink`; None where it must go on through vLLM's queue."""
+    names = processor.external_req_ids.get(result.request_id, ())
+    state = processor.request_states.get(names[0]) if len(names) == 1 else None
+    if (
+        state is None
+        or type(state) is not RequestState
+        or state.parent_req is not None
+        or state.output_kind is not RequestOutputKind.DELTA
+        or state.queue is None
+        or state.queue.output is not None  # more has come already: ask again after that
+    ):
+        return None
+    output = DirectOutput(sink, usage, flushes)
+    state.__class__ = _DirectState
+    state.queue = output
+    return output
