@@ -145,7 +145,7 @@ class Seat:
         self.begins = begins
         self.left = False
         self._sink: Sink | None = None
-        self._unwritten = False
+        self._unwritten = self._draining = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -176,7 +176,7 @@ class Seat:
         self._unwritten = True
 
     def flush(self) -> None:
-        if self._sink is not None and self._unwritten:
+        if self._sink is not None and self._unwritten and not self._draining:
             if self._sink.flush():
                 self._unwritten = False
             else:
@@ -195,8 +195,9 @@ class Seat:
         try:
             while self._error is None:
                 if self._unwritten:
-                    self._unwritten = False
+                    self._unwritten, self._draining = False, True
                     await sink.drain()
+                    self._draining = False
                 elif flight.ended:
                     break
                 else:
