@@ -201,7 +201,8 @@ async def _render_http_error(request: Request, error: Exception) -> Response:
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         message = f"{request.method} is not allowed on {request.url.path!r:.200}; use {allowed}."
-    body = kind(message).body()
+    fault = kind(message)
+    body = fault.anthropic_body() if request.url.path.startswith("/v1/messages") else fault.body()
     return Response(orjson.dumps(body), error.status_code, dict(error.headers or {}), "application/json")
 
 

@@ -82,6 +82,8 @@ class Generator:
         try:
             answer = await self._engine.relay(kind, body)
         except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                abandon()
             work.failed(error)
             work.leave()
             raise
@@ -193,6 +195,8 @@ class RelayedEvents:
         try:
             await self._events.aclose()
         finally:
+            if self._record.prompt_tokens is None and self._work.measures.outcome == "aborted":
+                abandon()
             self._work.used(self._record.prompt_tokens, self._record.completion_tokens)
             self._work.leave()
 
@@ -238,6 +242,12 @@ class RecordedStream:
             await self.tokens.aclose()
         finally:
             usage = self.tokens.usage
-            record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+            # Without a token the engine has not said yet what it read.
+            record.prompt_tokens, record.completion_tokens = (
+                usage.prompt_tokens or None,
+                usage.completion_tokens,
+            )
+            if not usage.prompt_tokens and self._work.measures.outcome == "aborted":
+                abandon()
             self._work.used(usage.prompt_tokens, usage.completion_tokens)
             self._work.leave()

@@ -31,7 +31,7 @@ class FakeStream(Stream):
     def __init__(self, engine: FakeEngine, request: GenerationRequest) -> None:
         self.id = f"chatcmpl-{request.request_id}"
         self.created = int(time.time())
-        self.usage = Usage(prompt_tokens=3)
+        self.usage = Usage()
         self._engine = engine
         self.closed = False
 
@@ -42,6 +42,7 @@ class FakeStream(Stream):
             if position == self._engine.hang_at:
                 await self._engine.hang()
             await asyncio.sleep(self._engine._pause)
+            self.usage.prompt_tokens = 3  # known with the first token
             self.usage.completion_tokens += 1
             last = position == len(self._engine.words) - 1
             yield [Delta(0, word, self._engine.finish_reason if last else None)]

@@ -335,6 +335,17 @@ async def test_usage_by_key_and_day(tmp_path: Path, storage: str | None) -> None
         assert refused.returncode == 1 and "answered 403" in refused.stderr
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_that_is_left_in_its_prefill_counts(stream: bool) -> None:
+    app = create_app(settings(None, tokens_per_minute=1_000_000), FakeEngine(hang_at=0))
+    headers = {"X-Request-Timeout": "0.2"}
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60, headers=headers) as http:
+        answer = await http.post("/v1/chat/completions", json=CHAT | {"stream": stream})
+        assert answer.status_code == 504
+    (row,) = await find_limiter(app).usage(1)
+    assert row.prompt_tokens > 0
+
+
 async def test_500_disconnects_leave_nothing_behind(storage: str | None) -> None:
     words = tuple(f" word{number}" for number in range(40))
     engine = FakeEngine(words, pause=0.002)

@@ -15,6 +15,7 @@ from ..generation import Generator
 from ..logs import current_request
 from ..models import Models
 from ..settings import LimitsSettings, Settings
+from ..token_usage import prompt_count
 from .body import body_size, cache_use, patience_of, read_body
 from .cost_caps import check_caps, default_length
 from .docs import STREAMS, errors, request_schema
@@ -153,14 +154,9 @@ def _request(
     passed = {
         name: value for name, value in body.items() if value is not None and name not in _WITHOUT_EFFECT
     }
-    answers = _prompts(body) * (body.get("n") or 1)
+    answers = prompt_count(body) * (body.get("n") or 1)
     name = record.id if record else uuid.uuid4().hex
     return GenerationRequest(kind, passed, name, model, size, answers, cache)
-
-
-def _prompts(body: dict[str, Any]) -> int:
-    prompt = body.get("prompt")
-    return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
 
 
 def _check_parameters(body: dict[str, Any], limits: LimitsSettings) -> None:

@@ -5,6 +5,7 @@ Their bodies, answers and events stay vLLM's; model names, errors, abort and adm
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -125,6 +126,8 @@ class Relay:
             except (AttributeError, KeyError, TypeError) as error:
                 raise InvalidRequest(f"The request holds a value of the wrong type: {error}.") from error
             response = await self._handlers[kind](request, None)
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError  # vLLM turns cancellation into an answer
             raise_for_error(response)
         if isinstance(response, AsyncGenerator):
             return _events(response)
