@@ -19,6 +19,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from . import __version__
 from .admission import Admission
 from .api import blocks as blocks_api
+from .api import cache as cache_api
 from .api import docs, generate, relay, usage
 from .api import health as health_api
 from .api import metrics as metrics_api
@@ -30,6 +31,8 @@ from .api.streaming import ClientDisconnected
 from .api.ws_request import MessageRequests
 from .api_keys import ApiKeys
 from .blocks import Blocks
+from .cache import ResponseCache
+from .cached_generation import CachedGenerator
 from .collector import ServerCollector
 from .connections import Connections
 from .drain import Drain
@@ -62,7 +65,7 @@ logger = logging.getLogger(__name__)
 _DESCRIPTION = "OpenAI-compatible API for Google's Gemma models, on vLLM."
 
 
-_EXPOSED_HEADERS = ["X-Request-Id", "Retry-After"] + [
+_EXPOSED_HEADERS = ["X-Request-Id", "Retry-After", "X-Cache", "Age"] + [
     f"x-ratelimit-{what}-{kind}"
     for kind in ("requests", "tokens")
     for what in ("limit", "remaining", "reset")
@@ -81,10 +84,15 @@ def create_app(
     models = Models(settings, engine)
     admission = Admission(settings.queue, engine.capacity, lambda: not engine.status.ready)
     metrics = Metrics()
-    generator = Generator(engine, admission, metrics)
     drain = drain or Drain()
     keys = ApiKeys(settings.security)
     storage = SharedStorage(settings.storage) if settings.storage.url else None
+    cache = ResponseCache(settings.cache, storage) if settings.cache.enabled else None
+    generator = (
+        Generator(engine, admission, metrics)
+        if cache is None
+        else CachedGenerator(engine, admission, metrics, cache)
+    )
     blocks = Blocks(settings.security, storage)
     limiter = RateLimiter(settings, storage, lambda client: blocks.strike(client.id, "limit"))
     connections = Connections(settings.chat)
@@ -93,9 +101,9 @@ def create_app(
     requests = MessageRequests(limiter, drain)
     sessions = Sessions(settings.chat, storage)
     chats = ws_api.Chats(settings, generator, models, sessions, connections, requests)
-    stats = Stats(engine, admission, settings.log.stats_interval_seconds)
-    metrics.registry.register(ServerCollector(engine, admission, drain, limiter, blocks, stats))
-    health = Health(settings, engine, admission, drain, stats, metrics, storage)
+    stats = Stats(engine, admission, settings.log.stats_interval_seconds, cache)
+    metrics.registry.register(ServerCollector(engine, admission, drain, limiter, blocks, stats, cache))
+    health = Health(settings, engine, admission, drain, stats, metrics, storage, cache)
 
     def log_change(status: EngineStatus) -> None:
         level = logging.CRITICAL if status.failed else logging.INFO
@@ -113,6 +121,8 @@ def create_app(
             await stack.enter_async_context(limiter.running())
             await stack.enter_async_context(blocks.shared())
             await stack.enter_async_context(connections.swept())
+            if cache is not None:
+                stack.push_async_callback(cache.aclose)
             stack.push_async_callback(engine.stop)
             await engine.start()
             await stack.enter_async_context(stats.running())
@@ -129,11 +139,13 @@ def create_app(
         middleware=middleware(settings, metrics, drain, keys, blocks, limiter),
     )
     app.state.admission = admission
+    app.state.cache = cache
     app.include_router(generate.router(generator, models, settings))
     app.include_router(relay.router(generator, models, settings))
     app.include_router(models_api.router(models))
     app.include_router(usage.router(limiter))
     app.include_router(blocks_api.router(blocks))
+    app.include_router(cache_api.router(cache, models))
     app.include_router(health_api.router(health))
     app.include_router(metrics_api.router(metrics.registry))
     app.include_router(version_api.router())

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from .admission import Admission
 from .blocks import Blocks
+from .cache import ResponseCache
 from .drain import Drain
 from .engine.base import Engine, EngineState
 from .rate_limit import RateLimiter
@@ -25,6 +26,7 @@ class ServerCollector(Collector):
         limiter: RateLimiter,
         blocks: Blocks,
         stats: Stats,
+        cache: ResponseCache | None = None,
     ) -> None:
         self._engine = engine
         self._admission = admission
@@ -32,6 +34,7 @@ class ServerCollector(Collector):
         self._limiter = limiter
         self._blocks = blocks
         self._stats = stats
+        self._cache = cache
 
     def describe(self) -> Iterable[Metric]:
         return ()  # or registering would collect
@@ -75,7 +78,21 @@ class ServerCollector(Collector):
             "Requests that ended after the server was told to",
             value=self._drain.drained,
         )
+        if self._cache is not None:
+            yield from _of_cache(self._cache)
         yield from REGISTRY.collect()  # vLLM's, and Python's own
+
+
+def _of_cache(cache: ResponseCache) -> Iterable[Metric]:
+    store = cache.store
+    yield _counter(
+        "gemma_cache_requests", "Requests by what the response cache did", "result", cache.outcomes
+    )
+    yield _counter(
+        "gemma_cache_evictions", "Answers that had to make room before they expired", value=store.evictions
+    )
+    yield _gauge("gemma_cache_entries", "Answers in the response cache", value=store.entries)
+    yield _gauge("gemma_cache_bytes", "Bytes of the answers in the response cache", value=store.size)
 
 
 def _gauge(

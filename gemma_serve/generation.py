@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from typing import Any, Protocol
+
+import orjson
 
 from .admission import Admission, Slot
+from .cache import Answer
 from .clients import current_client
 from .engine.base import Delta, Engine, GenerationRequest, RelayKind, Sink, TokenStream
 from .errors import ServeError
@@ -32,6 +35,10 @@ class Generator:
         self._engine.status.require_serving()
         self._admission.require_room(body_bytes)
 
+    def prepare(self, request: GenerationRequest) -> Generation:
+        """Its answer, which nothing is done for yet."""
+        return Generation(self, request)
+
     async def complete(self, request: GenerationRequest) -> dict[str, Any]:
         """The whole answer in OpenAI's shape."""
         work = await self._enter(request.body, request.size, request.model, request.answers)
@@ -50,8 +57,12 @@ class Generator:
             record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
         return answer
 
-    async def stream(self, request: GenerationRequest) -> RecordedStream:
+    async def stream(self, request: GenerationRequest) -> Delivery:
         """The answer as it comes."""
+        return await self.generate(request)
+
+    async def generate(self, request: GenerationRequest) -> RecordedStream:
+        """What the engine streams for this request alone."""
         started = time.perf_counter()
         work = await self._enter(request.body, request.size, request.model, request.answers)
         try:
@@ -92,6 +103,45 @@ class Generator:
         slot = await self._admission.enter(size, answers, client)
         measures.admitted()
         return Work(slot, measures)
+
+
+class Delivery(Protocol):
+    """An answer on its way to one client."""
+
+    @property
+    def tokens(self) -> TokenStream: ...
+
+    def __aiter__(self) -> AsyncIterator[list[Delta]]: ...
+
+    async def feed(self, sink: Sink) -> None:
+        """In place of the iteration. Whoever calls it notes the first token. Raises `ServeError`."""
+        ...
+
+    def note_first_token(self) -> None: ...
+
+    async def aclose(self) -> None:
+        """Stop the generation if it still runs, and nobody else wants it. Call it however the rest ended."""
+        ...
+
+
+class Generation:
+    """The answer to one request: take it whole or as a stream, once."""
+
+    def __init__(self, generator: Generator, request: GenerationRequest) -> None:
+        self._generator = generator
+        self._request = request
+
+    def found(self) -> Answer | None:
+        """The answer, where it is there already."""
+        return None
+
+    async def complete(self) -> bytes:
+        """As OpenAI's JSON."""
+        return orjson.dumps(await self._generator.complete(self._request))
+
+    async def stream(self) -> Delivery:
+        """As it comes."""
+        return await self._generator.generate(self._request)
 
 
 class Work:

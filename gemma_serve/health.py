@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from . import __version__
 from .admission import Admission
+from .cache import ResponseCache
 from .drain import Drain
 from .engine.base import Engine
 from .engine.installed import vllm_version
@@ -30,7 +30,7 @@ class Health:
         stats: Stats,
         metrics: Metrics,
         storage: SharedStorage | None = None,
-        cache_hit_rate: Callable[[], float | None] = lambda: None,
+        cache: ResponseCache | None = None,
     ) -> None:
         self._model = settings.model
         self._engine = engine
@@ -39,7 +39,7 @@ class Health:
         self._stats = stats
         self._metrics = metrics
         self._storage = storage
-        self._cache_hit_rate = cache_hit_rate
+        self._cache = cache
         self._settings_digest = digest(settings)
         self._versions = {
             "gemma_serve": __version__,
@@ -126,7 +126,7 @@ class Health:
             },
             "time_to_first_token_seconds": self._metrics.recent_first_token.percentiles(),
             "inter_token_seconds": self._metrics.recent_inter_token.percentiles(),
-            "cache_hit_rate": self._cache_hit_rate(),
+            "cache_hit_rate": self._cache and _rounded(self._cache.hit_rate, 4),
             "connections": self._metrics.active_connections(),
             "memory": {
                 "rss_bytes": stats.rss_bytes,
@@ -153,5 +153,5 @@ def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 1)
+def _rounded(value: float | None, digits: int = 1) -> float | None:
+    return None if value is None else round(value, digits)

@@ -9,7 +9,7 @@ import sys
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -26,6 +26,10 @@ class RequestRecord:
     completion_tokens: int | None = None
     time_to_first_token: float | None = None
     """Seconds from the validated request to the first text."""
+    cache: Literal["hit", "miss", "bypass", "coalesced"] | None = None
+    """What the response cache did; None where it has no part."""
+    cache_age: int | None = None
+    """Seconds since a hit was generated."""
     status: int = 499
     """Of the answer, once it has begun."""
     finished: bool = False
@@ -63,6 +67,7 @@ def log_request(
         "prompt_tokens": record.prompt_tokens,
         "completion_tokens": record.completion_tokens,
         "time_to_first_token": record.time_to_first_token,
+        "cache": record.cache,
     }
     _request_logger.handle(entry)
 

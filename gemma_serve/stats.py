@@ -7,12 +7,13 @@ import contextlib
 import logging
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 
 import psutil
 
 from .admission import Admission
+from .cache import ResponseCache
 from .engine.base import Engine, GpuMemory
 from .periodic import every
 
@@ -26,10 +27,18 @@ _MEMORY_EVERY = 5  # samples; memory does not move fast, and asking the GPU take
 class Stats:
     """Samples while it is `running`; reading costs microseconds."""
 
-    def __init__(self, engine: Engine, admission: Admission, log_seconds: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        admission: Admission,
+        log_seconds: float,
+        cache: ResponseCache | None = None,
+    ) -> None:
         self._engine = engine
         self._admission = admission
         self._log_seconds = log_seconds
+        self._cache = cache
+        self._cached: Counter[str] = Counter()
         self._tokens: deque[tuple[float, int]] = deque(
             maxlen=round(_LONGEST_RATE_SECONDS / _SAMPLE_SECONDS) + 1
         )
@@ -77,12 +86,20 @@ class Stats:
                 cpu += process.cpu_percent()  # since the last time
         self.rss_bytes, self.cpu_percent = rss, round(cpu, 1)
 
+    def _cached_since(self) -> Counter[str]:
+        """What the response cache did since the last time."""
+        if self._cache is None:
+            return Counter()
+        before, self._cached = self._cached, self._cache.outcomes.copy()
+        return self._cached - before
+
     async def _log(self) -> None:
         """A line, unless nothing has happened since the last one."""
         report, admission, now = self._engine.report(), self._admission, time.monotonic()
         before, self._logged = self._logged, (now, report.generated_tokens or 0)
         generated = self._logged[1] - before[1] if before else 0
-        if before is None or not (generated or admission.running or admission.waiting):
+        cached = self._cached_since()
+        if before is None or not (generated or cached or admission.running or admission.waiting):
             return
         words = [
             f"{admission.running} running",
@@ -91,6 +108,8 @@ class Stats:
         ]
         if report.kv_cache_use is not None:
             words.append(f"KV cache {report.kv_cache_use:.1%}")
+        if cached:
+            words.append(f"{cached['hit']} of {sum(cached.values())} from the cache")
         words.append(f"memory {self.rss_bytes / 1e9:.1f} GB")
         if self.gpus:
             used, total = (sum(sizes) / 1e9 for sizes in zip(*self.gpus, strict=True))

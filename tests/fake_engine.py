@@ -16,6 +16,7 @@ from gemma_serve.engine.base import (
     EngineStatus,
     GenerationRequest,
     GpuMemory,
+    LoadedModel,
     RelayKind,
     Stream,
     Usage,
@@ -44,7 +45,7 @@ class FakeStream(Stream):
             self.usage.prompt_tokens = 3  # known with the first token
             self.usage.completion_tokens += 1
             last = position == len(self._engine.words) - 1
-            yield [Delta(0, word, "stop" if last else None)]
+            yield [Delta(0, word, self._engine.finish_reason if last else None)]
 
     async def aclose(self) -> None:
         self.closed = True
@@ -67,6 +68,8 @@ class FakeEngine:
         self.words, self.hang_at, self.fail_at = words, hang_at, fail_at
         self.error = error or ServeError("the fake engine failed")
         self.status = EngineStatus()
+        self.finish_reason = "stop"
+        self.model = LoadedModel("fake")
         self.requests: list[GenerationRequest] = []
         self.streams: list[FakeStream] = []
         self.hanging = 0
@@ -93,17 +96,18 @@ class FakeEngine:
             await self.hang()
         await asyncio.sleep(self._pause * len(self.words))
         usage, text = Usage(3, len(self.words)), "".join(self.words)
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "stop"}
+        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": self.finish_reason}
         if request.kind == "chat":
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:
             choice["text"] = text
         answer = {
-            "id": "x",
+            "id": f"chatcmpl-{request.request_id}",
             "object": "chat.completion" if request.kind == "chat" else "text_completion",
             "created": int(time.time()),
             "model": request.model,
             "choices": [choice],
+            "system_fingerprint": "fake",
             "usage": usage.body(),
         }
         return answer, usage
@@ -130,6 +134,9 @@ class FakeEngine:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+
+    def loaded(self) -> LoadedModel | None:
+        return self.model
 
     def capacity(self) -> int:
         return 256

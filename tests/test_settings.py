@@ -105,7 +105,7 @@ def test_engine_values_get_the_type_that_vllm_wants() -> None:
         ({"GEMMA_SECURITY_API_KEY_REQUIRED": "true"}, "there are no keys, so nobody could get in"),
         ({"GEMMA_SECURITY_PUBLIC_PATHS": "docs"}, "is not a path"),
         ({"GEMMA_SECURITY_TRUSTED_PROXIES": "10.0.0.1/8"}, "is not an address or network"),
-        ({"GEMMA_CACHE_ENABLED": "1"}, "the response cache is not built yet"),
+        ({"GEMMA_CACHE_MODE": "sampled"}, "'deterministic' or 'all'"),
         ({"GEMMA_ENGINE_MAX_NUM_SEQS": "lots"}, "engine.max_num_seqs = 'lots' should be int"),
         ({"GEMMA_ENGINE_ENFORCE_EAGER": "maybe"}, "should be bool"),
         ({"GEMMA_ENGINE_KV_CACHE_DTYPE": "@x"}, "GEMMA_ENGINE_KV_CACHE_DTYPE, from environment"),

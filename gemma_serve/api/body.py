@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
+from ..engine.base import CacheUse
 from ..errors import InvalidRequest, UnsupportedMediaType, field_path
 from ..settings import Settings
 from .streaming import Patience
@@ -50,6 +51,14 @@ def patience_of(request: Request, settings: Settings) -> Patience:
             raise InvalidRequest(f"X-Request-Timeout must be a number of seconds above 0, got {text!r:.100}.")
         deadline = wanted if deadline is None else min(wanted, deadline)
     return Patience(settings.server.keep_alive_seconds or None, deadline)
+
+
+def cache_use(request: Request) -> CacheUse:
+    """By `Cache-Control`: `no-store` leaves the cache out, `no-cache` wants an answer made now."""
+    if (text := request.headers.get("cache-control")) is None:
+        return "use"
+    directives = {directive.strip().lower() for directive in text.split(",")}
+    return "off" if "no-store" in directives else "refresh" if "no-cache" in directives else "use"
 
 
 def require_json(request: Request) -> None:

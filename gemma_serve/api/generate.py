@@ -5,18 +5,18 @@ from __future__ import annotations
 import uuid
 from typing import Any, Literal
 
-import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ..engine.base import GenerationRequest, Kind, TokenStream
+from ..cache import AnswerStream
+from ..engine.base import CacheUse, GenerationRequest, Kind, TokenStream
 from ..errors import InvalidRequest
 from ..generation import Generator
 from ..logs import current_request
 from ..models import Models
 from ..settings import LimitsSettings, Settings
 from ..token_usage import prompt_count
-from .body import body_size, patience_of, read_body
+from .body import body_size, cache_use, patience_of, read_body
 from .cost_caps import check_caps, default_length
 from .docs import STREAMS, errors, request_schema
 from .schemas import ChatCompletion, ChatCompletionBody, Completion, CompletionBody, GenerationBody
@@ -28,6 +28,7 @@ from .streaming import (
     GenerationStream,
     TextWriter,
     Writer,
+    stored_stream,
     until_disconnect,
 )
 
@@ -72,7 +73,8 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         generator.require_room(size)  # before the body: who cannot serve it must not parse megabytes
         patience = patience_of(request, settings)
         body, checked = await read_body(request, schema, settings.limits.max_json_depth)
-        work = generation_request(kind, body, models, settings.limits, len(await request.body()))
+        size = len(await request.body())
+        work = generation_request(kind, body, models, settings.limits, size, cache_use(request))
         form = _stream_form(request)
         if form == "text" and (checked.n or 1) > 1:
             raise InvalidRequest(
@@ -81,17 +83,24 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         if checked.stream or form != "events":
             work.body["stream"] = True
             usage = bool((body.get("stream_options") or {}).get("include_usage"))
+            answers = checked.n or 1
 
             def make_writer(stream: TokenStream) -> Writer:
                 if form == "text":
                     return TextWriter()
                 return ChunkWriter(kind, stream, usage, json_lines=form == "lines")
 
-            return GenerationStream(
-                lambda: generator.stream(work), make_writer, _HEADERS[form], patience, checked.n or 1
-            )
-        answer = await until_disconnect(request.receive, generator.complete(work), patience.deadline)
-        return Response(orjson.dumps(answer), media_type="application/json")
+            generation = generator.prepare(work)
+            if (found := generation.found()) is not None:
+                writer = make_writer(AnswerStream(found, work.public_id))
+                return stored_stream(writer, answers, found.deltas(), _HEADERS[form])
+            return GenerationStream(generation.stream, make_writer, _HEADERS[form], patience, answers)
+        generation = generator.prepare(work)
+        if (found := generation.found()) is not None:
+            answer = found.body(work.public_id)
+        else:
+            answer = await until_disconnect(request.receive, generation.complete(), patience.deadline)
+        return Response(answer, media_type="application/json")
 
     @routes.post(
         "/v1/chat/completions",
@@ -133,7 +142,12 @@ def _stream_form(request: Request) -> Form:
 
 
 def generation_request(
-    kind: Kind, body: dict[str, Any], models: Models, limits: LimitsSettings, size: int
+    kind: Kind,
+    body: dict[str, Any],
+    models: Models,
+    limits: LimitsSettings,
+    size: int,
+    cache: CacheUse = "use",
 ) -> GenerationRequest:
     """What the engine gets of a validated body of `size` bytes. Raises `ServeError`."""
     _check_parameters(body, limits)
@@ -147,17 +161,19 @@ def generation_request(
         name: value for name, value in body.items() if value is not None and name not in _WITHOUT_EFFECT
     }
     answers = prompt_count(body) * (body.get("n") or 1)
-    return GenerationRequest(kind, passed, record.id if record else uuid.uuid4().hex, model, size, answers)
+    name = record.id if record else uuid.uuid4().hex
+    return GenerationRequest(kind, passed, name, model, size, answers, cache)
 
 
 def _check_parameters(body: dict[str, Any], limits: LimitsSettings) -> None:
     """Refuse what this server cannot do, and what one request must not cost."""
-    for name, hint in _NOT_SUPPORTED.items():
-        if body.get(name) is not None:
+    for name in [name for name in _NOT_SUPPORTED if name in body]:
+        if body.pop(name) is not None:
             raise InvalidRequest(
-                f"'{name}' is not supported: {hint}.", param=name, code="unsupported_parameter"
+                f"'{name}' is not supported: {_NOT_SUPPORTED[name]}.",
+                param=name,
+                code="unsupported_parameter",
             )
-        body.pop(name, None)
     if (modalities := body.pop("modalities", None)) not in (None, ["text"]):
         raise InvalidRequest(
             f"'modalities' can only be [\"text\"], got {modalities!r:.60}: Gemma answers in text.",

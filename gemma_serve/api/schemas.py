@@ -289,6 +289,11 @@ class BlockList(BaseModel):
     data: list[Block]
 
 
+class CacheCleared(BaseModel):
+    deleted: int
+    """Answers that were forgotten."""
+
+
 class ErrorDetail(BaseModel):
     message: str
     type: str

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..engine.base import Delta, Kind, TokenStream
 from ..errors import DeadlineExceeded, ServeError, ShuttingDown
-from ..generation import RecordedStream
+from ..generation import Delivery
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -171,7 +171,7 @@ class GenerationStream(StreamedResponse):
 
     def __init__(
         self,
-        open: Callable[[], Awaitable[RecordedStream]],
+        open: Callable[[], Awaitable[Delivery]],
         make_writer: Callable[[TokenStream], Writer],
         headers: list[tuple[bytes, bytes]],
         patience: Patience,
@@ -205,7 +205,7 @@ class GenerationStream(StreamedResponse):
         self._chunks.append(self._writer.delta(delta))
 
     def flush(self) -> bool:
-        if not self.write(b"".join(self._chunks)):
+        if self._chunks and not self.write(b"".join(self._chunks)):
             return False
         self._chunks.clear()
         return True
@@ -218,6 +218,16 @@ class GenerationStream(StreamedResponse):
 
     def render_error(self, error: ServeError) -> bytes:
         return super().render_error(error) if self._writer is None else self._writer.error(error)
+
+
+def stored_stream(
+    writer: Writer, n: int, deltas: list[Delta], headers: list[tuple[bytes, bytes]]
+) -> Response:
+    """A stream whose end is known: the same bytes in one piece."""
+    body = b"".join((writer.opening(n), *map(writer.delta, deltas), writer.ending()))
+    response = Response(body)
+    response.raw_headers += headers
+    return response
 
 
 class Writer(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..chat_history import token_bound, within_context, within_limits
 from ..chat_protocol import Chat, Regenerate, token, token_head
-from ..engine.base import Delta, Usage
+from ..engine.base import CacheUse, Delta, Usage
 from ..errors import InvalidRequest
 from ..generation import Generator
 from ..logs import RequestRecord
@@ -84,7 +84,10 @@ class Answer:
         """Generate; each part goes through `send` as a `token`, if they are wanted. Raises `ServeError`."""
         body: dict[str, Any] = {"messages": self._prompt(), "stream": True, **self._request.parameters()}
         size = sum(len(message["content"]) for message in body["messages"])
-        work = generation_request("chat", body, self._models, self._settings.limits, size)
+        cache: CacheUse = (
+            "use" if isinstance(self._request, Chat) else "refresh"
+        )  # asked again: another answer
+        work = generation_request("chat", body, self._models, self._settings.limits, size, cache)
         stream = await self._generator.stream(work)
         text_head = token_head(session_id, message_id)
         reasoning_head = token_head(session_id, message_id, "reasoning")

@@ -148,6 +148,19 @@ Kind = Literal["chat", "completion"]
 RelayKind = Literal["responses", "messages", "count_tokens", "tokenize", "detokenize", "embeddings"]
 """APIs that vLLM's own handlers answer."""
 
+CacheUse = Literal["use", "refresh", "off"]
+"""What a client wants of the response cache; `refresh` is an answer made now, which is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in the engine; another object each time that it is loaded."""
+
+    identity: str
+    """A digest of its weights and of how the engine runs it: what has the same gives the same answers."""
+    temperature: float = 1.0
+    """Where a request gives none."""
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
@@ -162,6 +175,15 @@ class GenerationRequest:
     """Of the body as it was sent, in bytes."""
     answers: int = 1
     """How many sequences the engine works on for it: prompts times `n`."""
+    cache: CacheUse = "use"
+
+    @property
+    def public_id(self) -> str:
+        """The part of the answer's id that is this request's."""
+        return str(self.body.get("request_id") or self.request_id)
+
+
+_COUNTS = {"prompt_tokens", "completion_tokens", "total_tokens"}
 
 
 @dataclass(slots=True)
@@ -170,6 +192,12 @@ class Usage:
     completion_tokens: int = 0
     details: dict[str, Any] = field(default_factory=dict)
     """OpenAI's `prompt_tokens_details` and `completion_tokens_details`, where the engine reports them."""
+
+    @classmethod
+    def of_body(cls, body: dict[str, Any]) -> Usage:
+        """What `body` gave."""
+        details = {name: value for name, value in body.items() if name not in _COUNTS}
+        return cls(body["prompt_tokens"], body["completion_tokens"], details)
 
     def body(self) -> dict[str, Any]:
         total = self.prompt_tokens + self.completion_tokens
@@ -275,6 +303,10 @@ class Engine(Protocol):
         self, kind: RelayKind, body: dict[str, Any]
     ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
         """The answer of vLLM's own handler, or its server-sent events. Raises `ServeError`."""
+        ...
+
+    def loaded(self) -> LoadedModel | None:
+        """None before it is."""
         ...
 
     def capacity(self) -> int:

@@ -27,6 +27,7 @@ from .base import (
     EngineStatus,
     GenerationRequest,
     GpuMemory,
+    LoadedModel,
     RelayKind,
     TokenStream,
     Usage,
@@ -62,6 +63,7 @@ class VLLMEngine:
         self._llm: AsyncLLM | None = None
         self._core: ReplaceableCore | None = None
         self._serving: VLLMServing | None = None
+        self._loaded: LoadedModel | None = None
         self._footprint: Footprint | None = None
         self._restarts = Restarts(settings.supervisor)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -101,6 +103,7 @@ class VLLMEngine:
             async with asyncio.timeout(_WARM_UP_SECONDS):  # vLLM waits for ever for an engine that has died
                 self._serving = await serve(self._settings, llm, self.status)
             self._footprint = await asyncio.to_thread(Footprint)
+            self._loaded = await asyncio.to_thread(self._serving.describe, self._settings)
         except Exception as error:
             logger.debug("The engine failed to start", exc_info=True)
             self.status.set(EngineState.FAILED, error=await self._reason(error, output))
@@ -267,6 +270,9 @@ class VLLMEngine:
         self.status.require_serving()
         assert self._serving is not None
         return self._serving
+
+    def loaded(self) -> LoadedModel | None:
+        return self._loaded
 
     def capacity(self) -> int:
         if self._llm is None:

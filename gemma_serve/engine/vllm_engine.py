@@ -34,11 +34,12 @@ from .. import demo_model
 from ..engine_fields import ENGINE_FIELDS
 from ..errors import ContextLengthExceeded, InvalidRequest, StartupError
 from ..settings import DEMO_MODEL, Settings
-from .base import EngineStatus, GenerationRequest, TokenStream, Usage
+from .base import EngineStatus, GenerationRequest, LoadedModel, TokenStream, Usage
 from .chat_template import TemplateVariables
 from .fail_fast import validator
 from .families import family_of, precision, template_text
 from .greedy import RepeatedStream, copies, repeat_answer
+from .identity import identity_of
 from .media import register_connector
 from .relay import Relay, embeds, refuse_what_the_model_cannot
 from .supervisor import Supervisor
@@ -221,6 +222,12 @@ class VLLMServing:
 
         self._variables = TemplateVariables(shared["chat_template"], supervisor.model_config, tokenizer)
         self.relay = Relay(supervisor, models, self.renderer, self._variables, **shared)
+
+    def describe(self, settings: Settings) -> LoadedModel:
+        """Reads the model's folder, if it is one."""
+        defaults = self.chat.default_sampling_params
+        identity = identity_of(settings, _model_path(settings), defaults)
+        return LoadedModel(identity, defaults.get("temperature", 1.0))
 
     async def complete(self, request: GenerationRequest) -> tuple[dict[str, Any], Usage]:
         with mapped_errors():

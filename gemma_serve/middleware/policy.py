@@ -38,7 +38,7 @@ class Policy:
     @staticmethod
     def scope_needed(path: str) -> clients.Scope | None:
         """None: any key will do."""
-        if path == "/admin" or path.startswith("/admin/"):
+        if path == "/admin" or path.startswith("/admin/") or path == "/v1/cache":
             return "admin"
         if path.startswith("/health/"):
             return None

@@ -39,6 +39,8 @@ class RequestLog:
                 record.status, accepted = message.get("status", 101), True
                 record.finished = message["type"] == "websocket.accept"  # it has no end that could be missed
                 headers = [*message.get("headers", []), (b"x-request-id", record.id.encode())]
+                if record.cache is not None:
+                    headers += _cache_headers(record)
                 message = {**message, "headers": headers}
             elif message["type"] == "websocket.close":
                 record.status, record.finished = (record.status if accepted else _REFUSED), True
@@ -56,6 +58,13 @@ class RequestLog:
         level = logging.DEBUG if scope["path"].startswith(_PROBED) else logging.INFO
         client = (scope.get("client") or ("-",))[0]
         log_request(scope.get("method", "WEBSOCKET"), _printable(scope), client, record, seconds, level)
+
+
+def _cache_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
+    headers = [(b"x-cache", str(record.cache).encode())]
+    if record.cache_age is not None:
+        headers.append((b"age", b"%d" % record.cache_age))
+    return headers
 
 
 def _request_id(scope: Scope) -> str:

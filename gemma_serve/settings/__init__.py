@@ -5,6 +5,7 @@ named by `--config` or `GEMMA_CONFIG`, the defaults in `sections.py`. README's t
 """
 
 from .sections import (
+    CacheSettings,
     ChatSettings,
     LimitsSettings,
     ModelSettings,
@@ -33,6 +34,7 @@ DEMO_MODEL = "gemma-demo"
 
 __all__ = [
     "DEMO_MODEL",
+    "CacheSettings",
     "ChatSettings",
     "LimitsSettings",
     "ModelSettings",

@@ -232,7 +232,7 @@ class SecuritySettings(Section):
 
 class StorageSettings(Section):
     url: str | None = None
-    """Redis for limits, blocks and chats that servers share, `redis://host:6379/0`; by default memory."""
+    """Redis for limits, blocks, chats and answers that servers share; by default this process's memory."""
     prefix: str = Field(default="gemma", pattern=r"^[A-Za-z0-9._-]+$")
     """Start of every key there; servers with the same one share what is there."""
     fail_open: bool = True
@@ -259,14 +259,19 @@ class PerformanceSettings(Section):
 
 class CacheSettings(Section):
     enabled: bool = False
-    """Answer repeated questions from a cache. Not there yet: only `false` is accepted."""
-
-    @field_validator("enabled")
-    @classmethod
-    def _no_cache_yet(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("the response cache is not built yet")
-        return value
+    """Answer repeated questions from a cache, in Redis where `storage.url` is set, else in memory."""
+    mode: Literal["deterministic", "all"] = "deterministic"
+    """`deterministic` keeps answers at temperature 0 or with a seed; `all` sampled ones too."""
+    ttl_seconds: float = Field(default=3600, gt=0)
+    """How long an answer is kept."""
+    max_entries: int = Field(default=10_000, ge=1)
+    """Most answers kept; the least recently used go first."""
+    max_bytes: int = Field(default=256_000_000, ge=1_000)
+    """Most bytes of answers kept, likewise."""
+    shared_by: Names = ()
+    """Keys, by name, that share their answers; `*` is everyone. By default nobody gets another's."""
+    hits_cost_tokens: bool = False
+    """Count the tokens of an answer from the cache against its client's limits."""
 
 
 class ChatSettings(Section):

@@ -1,0 +1,17 @@
+"""Answers that are kept for who asked: the same question costs nothing again, and runs once at a time."""
+
+from .answer import Answer, AnswerStream
+from .flight import Flight, Seat, SeatStream
+from .key import SHARED, CacheKey
+from .response_cache import ResponseCache
+
+__all__ = [
+    "SHARED",
+    "Answer",
+    "AnswerStream",
+    "CacheKey",
+    "Flight",
+    "ResponseCache",
+    "Seat",
+    "SeatStream",
+]

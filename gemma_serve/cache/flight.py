@@ -1,0 +1,277 @@
+"""One generation that several requests wait for. It belongs to none: any may leave, the others go on.
+
+It runs in a task of its own and writes what comes into every stream that waits, without waking a task for
+each token. Who cannot be written to at once is woken to write for itself: nobody waits for a slow client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from ..engine.base import Delta, Kind, Sink, Stream, TokenStream, Usage
+from ..errors import ServeError, ShuttingDown
+from .answer import Answer, answer_id
+
+logger = logging.getLogger(__name__)
+
+
+class Flight:
+    """What the generation has given so far, and who waits for it. It is the `Sink` of the engine's stream."""
+
+    def __init__(self, kind: Kind, on_end: Callable[[Flight], None], epoch: str = "") -> None:
+        self.kind = kind
+        self.epoch = epoch
+        """Of the store when it began: what has been emptied meanwhile must not come back."""
+        self.deltas: list[Delta] = []
+        self.answer: Answer | None = None
+        self.error: ServeError | None = None
+        self.found = False
+        """Was the answer there already?"""
+        self.vacant = False
+        """Who should have begun it could not, for reasons of its own: the next one may try."""
+        self.source: TokenStream | None = None
+        """What the engine streams; None before it has begun, and when it answers whole."""
+        self.seats: list[Seat] = []
+        self.payer: Seat | None = None
+        """The first of those who were there when it ended: the tokens count for it."""
+        self.task: asyncio.Task[None] | None = None
+        """That generates; the last to leave cancels it."""
+        self.on_first_token: Callable[[], None] = lambda: None
+        self._refusal: ServeError | None = None
+        self._on_end = on_end
+        self._for_news: list[asyncio.Future[None]] = []
+        self._for_the_end: list[asyncio.Future[None]] = []
+
+    @property
+    def ended(self) -> bool:
+        return self.answer is not None or self.error is not None or self.vacant
+
+    @property
+    def open(self) -> bool:
+        """May one join?"""
+        return self.error is None and not self.vacant
+
+    @property
+    def usage(self) -> Usage:
+        """So far."""
+        if self.answer is not None:
+            return self.answer.usage
+        return Usage() if self.source is None else self.source.usage
+
+    def seat(self, begins: bool = False) -> Seat:
+        """Wait for it too, or begin it. Leave the seat however that ends."""
+        seat = Seat(self, begins)
+        self.seats.append(seat)
+        return seat
+
+    def begin(self, source: TokenStream) -> None:
+        self.source = source
+        _wake(self._for_news)
+
+    def put(self, delta: Delta) -> None:
+        if not self.deltas:
+            self.on_first_token()
+        self.deltas.append(delta)
+        for seat in self.seats:
+            seat.put(delta)
+
+    def flush(self) -> bool:
+        for seat in self.seats:
+            seat.flush()
+        if self._for_news:
+            _wake(self._for_news)
+        return True
+
+    async def drain(self) -> None:
+        self.flush()
+
+    def end(self, result: Answer | BaseException, *, found: bool = False) -> None:
+        """Only the first call counts. `found` is an answer that nobody has to pay for."""
+        if self.ended:
+            return
+        self.payer = self.seats[0] if self.seats and not found else None
+        if isinstance(result, Answer):
+            self.answer, self.found = result, found
+        elif isinstance(result, ServeError):
+            self.error = result
+        elif isinstance(result, Exception):
+            logger.error("A shared generation failed", exc_info=result)
+            self.error = ServeError("The engine failed on this request; the server's log says why.")
+        else:  # cancelled: all have left, or
+            self.error = ShuttingDown("The server is shutting down and could not finish this answer.")
+        self._land()
+
+    def vacate(self, refusal: ServeError | None = None) -> None:
+        """It will not begin, for the `refusal` of who should have; those who wait see to it themselves."""
+        if not self.ended:
+            self.vacant, self._refusal = True, refusal
+            self._land()
+
+    def _land(self) -> None:
+        self._on_end(self)
+        for seat in self.seats:
+            seat.wake()
+        _wake(self._for_news)
+        _wake(self._for_the_end)
+
+    async def close(self) -> None:
+        """Stop the generation, if it still runs."""
+        self.end(asyncio.CancelledError())
+        if self.task is not None and not self.task.done():
+            self.task.cancel()
+            await asyncio.wait([self.task])
+
+    async def news(self) -> None:
+        """Until there is more than now."""
+        await _until(self._for_news)
+
+    async def landed(self) -> Answer:
+        """The whole answer. Raises `ServeError`."""
+        if not self.ended:
+            await _until(self._for_the_end)
+        if (error := self.error or self._refusal) is not None:
+            raise error.with_traceback(None)
+        assert self.answer is not None
+        return self.answer
+
+
+class Seat:
+    """One request's place in a flight."""
+
+    def __init__(self, flight: Flight, begins: bool) -> None:
+        self.flight = flight
+        self.begins = begins
+        self.left = False
+        self._sink: Sink | None = None
+        self._unwritten = self._draining = False
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def pays(self) -> bool:
+        return self.flight.payer is self
+
+    @property
+    def alone(self) -> bool:
+        return len(self.flight.seats) == 1
+
+    async def ready(self) -> None:
+        """Until tokens may come. Raises `ServeError`, but says nothing of a flight that is vacant."""
+        flight = self.flight
+        while flight.source is None and not flight.ended:
+            await flight.news()
+        if flight.error is not None and not flight.deltas:
+            raise flight.error.with_traceback(None)
+
+    def put(self, delta: Delta) -> None:
+        if self._sink is None:
+            return
+        try:
+            self._sink.put(delta)
+        except Exception as error:  # it is this one's trouble, not that of the others
+            self._sink, self._error = None, error
+            self.wake()
+        self._unwritten = True
+
+    def flush(self) -> None:
+        if self._sink is not None and self._unwritten and not self._draining:
+            if self._sink.flush():
+                self._unwritten = False
+            else:
+                self.wake()
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def feed(self, sink: Sink) -> None:
+        """Give `sink` all that was and all that comes. Raises `ServeError`."""
+        flight = self.flight
+        for delta in flight.deltas:
+            sink.put(delta)
+        self._sink, self._unwritten = sink, bool(flight.deltas)
+        try:
+            while self._error is None:
+                if self._unwritten:
+                    self._unwritten, self._draining = False, True
+                    await sink.drain()
+                    self._draining = False
+                elif flight.ended:
+                    break
+                else:
+                    self._waiter = asyncio.get_running_loop().create_future()
+                    await self._waiter
+        finally:
+            self._sink = None
+        if self._error is not None:
+            raise self._error
+        answer = await flight.landed()
+        if not flight.deltas and (deltas := answer.deltas()):  # it was not streamed
+            for delta in deltas:
+                sink.put(delta)
+            await sink.drain()
+
+    async def leave(self) -> None:
+        """The last to leave stops the generation; a second call does nothing."""
+        if self.left:
+            return
+        self.left = True
+        flight = self.flight
+        flight.seats.remove(self)
+        if flight.ended or flight.seats:
+            return
+        if flight.task is None:
+            flight.vacate()  # one may come before this has been seen
+        else:
+            await flight.close()
+
+
+class SeatStream(Stream):
+    """A `TokenStream` of a flight: first all that it has given already, then what it gives."""
+
+    def __init__(self, seat: Seat, request_id: str) -> None:
+        """The flight must have begun."""
+        flight = seat.flight
+        head = flight.source or flight.answer
+        assert head is not None
+        self.id = answer_id(flight.kind, request_id)
+        self.created, self.model, self.fingerprint = head.created, head.model, head.fingerprint
+        self._seat = seat
+
+    @property
+    def usage(self) -> Usage:
+        return self._seat.flight.usage
+
+    async def feed(self, sink: Sink) -> None:
+        await self._seat.feed(sink)
+
+    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        flight, position = self._seat.flight, 0
+        while True:
+            if position < (count := len(flight.deltas)):
+                deltas, position = flight.deltas[position:count], count
+                yield deltas
+            elif not flight.ended:
+                await flight.news()
+            else:
+                break
+        answer = await flight.landed()
+        if not position and (deltas := answer.deltas()):  # it was not streamed
+            yield deltas
+
+    async def aclose(self) -> None:
+        await self._seat.leave()
+
+
+def _wake(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+    waiters.clear()
+
+
+async def _until(waiters: list[asyncio.Future[None]]) -> None:
+    waiters.append(waiter := asyncio.get_running_loop().create_future())
+    await waiter

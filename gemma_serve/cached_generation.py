@@ -1,0 +1,234 @@
+"""`Generator` with the response cache before it: a hit needs no quota, no place in the queue, no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from .admission import Admission
+from .cache import SHARED, Answer, AnswerStream, CacheKey, Flight, ResponseCache, Seat, SeatStream
+from .clients import current_client
+from .engine.base import Delta, Engine, GenerationRequest, LoadedModel, Sink, Stream, Usage
+from .errors import RateLimited
+from .generation import Delivery, Generation, Generator
+from .logs import RequestRecord, current_request
+from .metrics import Metrics
+from .rate_limit import reserve_tokens
+from .token_usage import estimate_tokens
+
+_CHEAP_BODY = 65_536  # bytes
+
+
+class CachedGenerator(Generator):
+    """Equal questions share one generation; whoever of them is there first, and still, pays for it."""
+
+    def __init__(self, engine: Engine, admission: Admission, metrics: Metrics, cache: ResponseCache) -> None:
+        super().__init__(engine, admission, metrics)
+        self.cache = cache
+
+    def require_room(self, body_bytes: int) -> None:
+        """Small bodies are read even when the queue is full: their answer may be in the cache."""
+        if 0 < body_bytes <= _CHEAP_BODY:
+            self._engine.status.require_serving()
+        else:
+            super().require_room(body_bytes)
+
+    def loaded(self) -> LoadedModel | None:
+        """Raises `EngineNotReady`."""
+        self._engine.status.require_serving()
+        return self._engine.loaded()
+
+    def prepare(self, request: GenerationRequest) -> Generation:
+        cache = self.cache
+        key = cache.key(request, current_client.get(), self.loaded())
+        if key is not None:
+            return CachedGeneration(self, request, cache, key)
+        cache.outcomes["bypass"] += 1
+        _record(request).cache = "bypass"
+        return super().prepare(request)
+
+    async def stream(self, request: GenerationRequest) -> Delivery:
+        return await self.prepare(request).stream()
+
+
+class CachedGeneration(Generation):
+    def __init__(
+        self, generator: Generator, request: GenerationRequest, cache: ResponseCache, key: CacheKey
+    ) -> None:
+        super().__init__(generator, request)
+        self._cache = cache
+        self._key = key
+
+    def found(self) -> Answer | None:
+        if self._cache.hits_cost_tokens or self._request.cache == "refresh":
+            return None  # `complete` and `stream` see to it
+        if (answer := self._cache.at_hand(self._key)) is not None:
+            self._hit(answer)
+        return answer
+
+    async def complete(self) -> bytes:
+        entered = await self._enter()
+        if isinstance(entered, Answer):
+            return entered.body(self._request.public_id)
+        seat = entered
+        try:
+            if seat.begins:
+                self._begin(seat.flight, self._complete)
+            answer = await seat.flight.landed()
+            if not seat.begins and self.counts(seat):
+                self.note(answer.usage)
+        finally:
+            await self.leave(seat)
+        return answer.body(self._request.public_id)
+
+    async def stream(self) -> Delivery:
+        started = time.perf_counter()
+        entered = await self._enter()
+        if isinstance(entered, Answer):
+            return FoundStream(AnswerStream(entered, self._request.public_id))
+        seat = entered
+        try:
+            if seat.begins:
+                self._begin(seat.flight, self._stream)
+                await seat.ready()
+                if seat.flight.vacant:
+                    await seat.flight.landed()  # raises its refusal
+            return SharedStream(SeatStream(seat, self._request.public_id), started, self, seat)
+        except BaseException:
+            await self.leave(seat)
+            raise
+
+    def _begin(self, flight: Flight, work: Callable[[Flight], Coroutine[Any, Any, Answer]]) -> None:
+        async def fly() -> None:
+            try:
+                flight.end(await work(flight))
+            except BaseException as error:
+                # One client's own limit is no answer to another; for the rest, a failure is told to all.
+                if isinstance(error, RateLimited) and self._key.tenant == SHARED:
+                    flight.vacate(error)
+                else:
+                    flight.end(error)
+
+        flight.task = asyncio.create_task(fly())
+
+    async def _complete(self, flight: Flight) -> Answer:
+        return Answer.of_body(self._request.kind, await self._generator.complete(self._request))
+
+    async def _stream(self, flight: Flight) -> Answer:
+        stream = await self._generator.generate(self._request)
+        try:
+            flight.on_first_token = stream.note_first_token
+            flight.begin(stream.tokens)
+            await stream.feed(flight)
+        finally:
+            await stream.aclose()
+        return Answer.of_stream(self._request.kind, stream.tokens, flight.deltas)
+
+    async def _enter(self) -> Answer | Seat:
+        """The answer; or a seat in the generation of it: to be begun, or one where tokens may come by now."""
+        cache, request, record = self._cache, self._request, _record(self._request)
+        while True:
+            entered = cache.enter(self._key, request)
+            if isinstance(entered, Answer):
+                await self._charge(entered)
+                return self._hit(entered)
+            seat = entered
+            try:
+                if seat.begins:
+                    answer = await cache.look(self._key, seat.flight)
+                    if answer is not None and request.cache != "refresh":
+                        seat.flight.end(answer, found=True)
+                        await self._charge(answer)
+                        return self._hit(answer)
+                    record.cache = "bypass" if request.cache == "refresh" else "miss"
+                    cache.outcomes[record.cache] += 1
+                    return seat
+                if cache.hits_cost_tokens:
+                    await reserve_tokens(lambda: estimate_tokens(request.body))
+                record.cache = "coalesced"
+                await seat.ready()
+                if seat.flight.found and seat.flight.answer is not None:
+                    self._hit(seat.flight.answer)
+                    return seat
+                if not seat.flight.vacant:
+                    cache.outcomes["coalesced"] += 1
+                    return seat
+            except BaseException:
+                await self.leave(seat)
+                raise
+            await seat.leave()  # of what will not begin
+
+    async def leave(self, seat: Seat) -> None:
+        if not (seat.left or seat.begins or seat.flight.ended) and seat.alone:
+            # Whoever began it has left without paying.
+            usage = seat.flight.usage
+            prompt, _ = estimate_tokens(self._request.body)
+            self.note(Usage(usage.prompt_tokens or prompt, usage.completion_tokens))
+        await seat.leave()
+
+    def counts(self, seat: Seat) -> bool:
+        return seat.pays or self._cache.hits_cost_tokens
+
+    async def _charge(self, answer: Answer) -> None:
+        if self._cache.hits_cost_tokens:
+            usage = answer.usage
+            await reserve_tokens(lambda: (usage.prompt_tokens, usage.completion_tokens))
+            self.note(usage)
+
+    def _hit(self, answer: Answer) -> Answer:
+        record = _record(self._request)
+        record.cache, record.cache_age = "hit", answer.age
+        self._cache.outcomes["hit"] += 1
+        return answer
+
+    def note(self, usage: Usage) -> None:
+        record = _record(self._request)
+        record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+
+
+class FoundStream(Stream):
+    """The `Delivery` of an answer that is there."""
+
+    def __init__(self, tokens: AnswerStream) -> None:
+        self.tokens = tokens
+
+    def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        return aiter(self.tokens)
+
+    def note_first_token(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+
+class SharedStream:
+    """The `Delivery` of a generation that others may share."""
+
+    def __init__(self, tokens: SeatStream, started: float, generation: CachedGeneration, seat: Seat) -> None:
+        self.tokens = tokens
+        self._started = started
+        self._generation = generation
+        self._seat = seat
+
+    def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        return aiter(self.tokens)
+
+    async def feed(self, sink: Sink) -> None:
+        await self.tokens.feed(sink)
+
+    def note_first_token(self) -> None:
+        if not self._seat.begins and (record := current_request.get()) is not None:
+            record.time_to_first_token = time.perf_counter() - self._started
+
+    async def aclose(self) -> None:
+        seat = self._seat
+        if not seat.begins and self._generation.counts(seat):
+            self._generation.note(seat.flight.usage)
+        await self._generation.leave(seat)
+
+
+def _record(request: GenerationRequest) -> RequestRecord:
+    return current_request.get() or RequestRecord(request.request_id)

@@ -1,0 +1,385 @@
+"""Equal questions share one generation: who begins it, joins, leaves, pays; with the real engine too."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gemma_serve.admission import Admission
+from gemma_serve.app import create_app
+from gemma_serve.cache import ResponseCache
+from gemma_serve.cached_generation import CachedGenerator
+from gemma_serve.engine.base import Delta, GenerationRequest
+from gemma_serve.engine.lifecycle import VLLMEngine
+from gemma_serve.errors import ServeError
+from gemma_serve.metrics import Metrics
+
+from .conftest import InProcess, serving, until
+from .fake_engine import FakeEngine
+from .test_api_keys import bearer
+from .test_cache import ALICE, ASK, BOB, CHAT, anonymous, asking, file, settings, storage
+
+__all__ = ["file", "storage"]  # fixtures
+
+
+def said(text: str) -> str:
+    """All text of an answer, whole or streamed."""
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    choices = [choice for line in lines if line != "[DONE]" for choice in json.loads(line)["choices"]]
+    choices.sort(key=lambda choice: int(choice["index"]))
+    parts = [choice.get("message") or choice.get("delta") or {} for choice in choices]
+    return "".join(part.get("content", "") for part in parts)
+
+
+def waiting(cache: ResponseCache) -> int:
+    """Requests that share what is being generated, those that began it included."""
+    return sum(len(flight.seats) for flight in cache.flights.values())
+
+
+async def test_many_at_once_are_one_generation(storage: str | None) -> None:
+    count = 256 if storage is None else 64
+    engine = FakeEngine(hang_at=1)
+    async with asking(engine, storage) as (http, cache):
+        asked = [
+            asyncio.create_task(http.post(CHAT, json=ASK | {"stream": n % 2 == 0})) for n in range(count)
+        ]
+        await until(lambda: waiting(cache) == count, 30)
+        engine.go_on.set()
+        answers = await asyncio.gather(*asked)
+        assert len(engine.requests) == 1
+        assert len({answer.text for answer in answers}) == count  # each has an id of its own
+        assert all(said(answer.text) == "Hello world" for answer in answers)
+        kinds = [answer.headers["x-cache"] for answer in answers]
+        assert kinds.count("miss") == 1 and kinds.count("coalesced") == count - 1
+
+
+async def read(http: httpx.AsyncClient, lines: list[str], ask: dict[str, Any] = ASK) -> None:
+    async with http.stream("POST", CHAT, json=ask | {"stream": True}) as answer:
+        async for line in answer.aiter_lines():
+            lines.append(line)
+
+
+async def test_a_stream_joins_in_progress_and_outlives_who_began_it() -> None:
+    engine = FakeEngine(("One", " two", " three"), hang_at=2)
+    async with asking(engine) as (http, cache):
+        first: list[str] = []
+        second: list[str] = []
+        leader = asyncio.create_task(read(http, first))
+        await until(lambda: any(" two" in line for line in first))
+        follower = asyncio.create_task(read(http, second))
+        await until(lambda: any(" two" in line for line in second))
+        leader.cancel()
+        await asyncio.gather(leader, return_exceptions=True)
+        (flight,) = cache.flights.values()
+        await until(lambda: len(flight.seats) == 1)
+        assert not engine.cancelled
+        engine.go_on.set()
+        await follower
+        assert any(" three" in line for line in second) and "data: [DONE]" in second
+        assert len(engine.requests) == 1
+        assert (await http.post(CHAT, json=ASK)).headers["x-cache"] == "hit"
+
+
+async def test_who_waits_goes_on_when_who_began_leaves_the_queue() -> None:
+    engine = FakeEngine()
+    engine.capacity = lambda: 1  # type: ignore[method-assign]
+    async with asking(engine) as (http, cache):
+        engine.hang_at = 0
+        busy = asyncio.create_task(http.post(CHAT, json=ASK | {"max_tokens": 1}))
+        await until(lambda: engine.hanging == 1)
+        asked = []
+        for count in (2, 3, 4):  # in turn, so that it is known who began
+            asked.append(asyncio.create_task(http.post(CHAT, json=ASK | {"stream": True})))
+            await until(lambda count=count: waiting(cache) == count)  # type: ignore[misc]
+        asked[0].cancel()
+        await until(lambda: waiting(cache) == 3)
+        engine.hang_at = None
+        engine.go_on.set()
+        assert [said((await task).text) for task in asked[1:]] == ["Hello world"] * 2
+        assert (await busy).status_code == 200
+        assert len(engine.requests) == 2
+
+
+def generator_of(engine: FakeEngine) -> CachedGenerator:
+    admission = Admission(settings().queue, engine.capacity)
+    return CachedGenerator(engine, admission, Metrics(), ResponseCache(settings().cache))
+
+
+class Words:
+    """A sink of a client that reads."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def put(self, delta: Delta) -> None:
+        self.words.append(delta.text)
+
+    def flush(self) -> bool:
+        return False
+
+    async def drain(self) -> None: ...
+
+
+async def test_nobody_waits_for_who_reads_slowly() -> None:
+    engine = FakeEngine()
+    generator = generator_of(engine)
+    await engine.start()
+    stuck, read_again = asyncio.Event(), asyncio.Event()
+
+    class Slow(Words):
+        async def drain(self) -> None:
+            stuck.set()
+            await read_again.wait()
+
+    question = {"messages": [], "temperature": 0, "stream": True}
+    requests = [GenerationRequest("chat", question, name, "gemma") for name in "abc"]
+    slow, quick = Slow(), Words()
+    first, second, third = [await generator.stream(request) for request in requests]
+    reading = asyncio.create_task(first.feed(slow))
+    async with asyncio.timeout(10):
+        await stuck.wait()
+        await second.feed(quick)
+        assert (
+            [delta.text async for deltas in third for delta in deltas] == quick.words == ["Hello", " world"]
+        )
+    assert not reading.done()
+    read_again.set()
+    await reading
+    assert slow.words == quick.words
+    for stream in (first, second, third):
+        await stream.aclose()
+    assert len(engine.requests) == 1 and engine.streams[0].closed
+
+
+async def test_who_fails_to_write_fails_alone() -> None:
+    class Broken(Words):
+        def put(self, delta: Delta) -> None:
+            raise ZeroDivisionError
+
+    generator = generator_of(engine := FakeEngine())
+    await engine.start()
+    question = {"messages": [], "temperature": 0, "stream": True}
+    requests = [GenerationRequest("chat", question, name, "gemma") for name in "ab"]
+    first, second = [await generator.stream(request) for request in requests]
+    quick = Words()
+    told = await asyncio.gather(first.feed(Broken()), second.feed(quick), return_exceptions=True)
+    assert isinstance(told[0], ZeroDivisionError) and told[1] is None and quick.words == ["Hello", " world"]
+    await first.aclose()
+    await second.aclose()
+
+
+async def test_a_limit_of_who_began_is_not_told_to_another(file: Path) -> None:
+    engine = FakeEngine()
+    ask = ASK | {"max_tokens": 2000}  # more than alice may take
+    async with asking(engine, None, file, shared_by=("alice", "bob")) as (http, _):
+        asked = [http.post(CHAT, json=ask, headers=bearer(key)) for key in (ALICE, ALICE, BOB, ALICE, BOB)]
+        statuses = sorted(answer.status_code for answer in await asyncio.gather(*asked))
+        assert statuses[:2] == [200, 200] and set(statuses[2:]) <= {200, 429}
+        assert len(engine.requests) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_last_to_leave_stops_the_generation(stream: bool) -> None:
+    engine = FakeEngine(hang_at=0)
+    async with asking(engine) as (http, cache):
+        asked = [asyncio.create_task(http.post(CHAT, json=ASK | {"stream": stream})) for _ in "abc"]
+        await until(lambda: waiting(cache) == 3 and engine.hanging == 1)
+        for task in asked:
+            assert not engine.cancelled
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await until(lambda: engine.cancelled == 1 and not cache.flights)
+
+
+async def test_one_failure_is_told_to_all_who_wait() -> None:
+    engine = FakeEngine(hang_at=0, fail_at=1, error=ServeError("it broke"))
+    async with asking(engine) as (http, cache):
+        asked = [asyncio.create_task(http.post(CHAT, json=ASK | {"stream": True})) for _ in range(20)]
+        await until(lambda: waiting(cache) == 20)
+        engine.go_on.set()
+        assert all("it broke" in answer.text for answer in await asyncio.gather(*asked))
+        assert len(engine.requests) == 1
+
+
+# What it costs.
+
+
+async def test_a_hit_spends_no_tokens_unless_so_set(file: Path) -> None:
+    for hits_cost, most in ((False, 20), (True, 2)):
+        engine = FakeEngine(usage=None)
+        ask = ASK | {"max_tokens": 600}
+        async with asking(engine, None, file, hits_cost_tokens=hits_cost) as (http, _):
+            statuses = []
+            for _ in range(20):
+                answer = await http.post(CHAT, json=ask, headers=bearer(ALICE))
+                statuses.append(answer.status_code)
+            left = answer.headers["x-ratelimit-remaining-tokens"]
+            assert statuses == [200] * 20
+            spent = 5 if not hits_cost else 100
+            assert abs(1000 - int(left) - spent) <= 5, most
+            usage = (await http.get("/v1/usage", headers=bearer(ALICE))).json()["data"][0]
+            assert usage["prompt_tokens"] + usage["completion_tokens"] == spent
+
+
+async def test_only_one_who_can_pay_begins(file: Path) -> None:
+    engine = FakeEngine(hang_at=0)
+    ask = ASK | {"max_tokens": 600}
+    async with asking(engine, None, file) as (http, cache):
+        asked = [asyncio.create_task(http.post(CHAT, json=ask, headers=bearer(ALICE))) for _ in range(10)]
+        await until(lambda: waiting(cache) == 10)
+        engine.go_on.set()
+        assert {(await task).status_code for task in asked} == {200}
+        too_much = await http.post(CHAT, json=ask | {"max_tokens": 2000}, headers=bearer(ALICE))
+        assert too_much.status_code == 429
+        assert not cache.flights
+
+
+async def test_whoever_is_left_pays(file: Path) -> None:
+    engine = FakeEngine(hang_at=0)
+    async with asking(engine, None, file, shared_by=("alice", "bob")) as (http, cache):
+        leader = asyncio.create_task(http.post(CHAT, json=ASK, headers=bearer(ALICE)))
+        await until(lambda: engine.hanging == 1)
+        follower = asyncio.create_task(http.post(CHAT, json=ASK, headers=bearer(BOB)))
+        await until(lambda: waiting(cache) == 2)
+        leader.cancel()
+        (flight,) = cache.flights.values()
+        await until(lambda: len(flight.seats) == 1)
+        engine.go_on.set()
+        assert (await follower).status_code == 200
+        usage = (await http.get("/v1/usage", headers=bearer(BOB))).json()["data"][0]
+        assert usage["completion_tokens"] == 2
+
+
+async def test_hits_are_served_while_the_queue_is_full() -> None:
+    engine = FakeEngine()
+    given = settings().model_copy(update={"queue": settings().queue.model_copy(update={"max_requests": 1})})
+    engine.capacity = lambda: 1  # type: ignore[method-assign]
+    app = create_app(given, engine)
+    async with serving(app) as url, httpx.AsyncClient(base_url=url) as http:
+        await http.post(CHAT, json=ASK)
+        engine.hang_at = 0
+        busy = [asyncio.create_task(http.post(CHAT, json=ASK | {"max_tokens": n})) for n in (1, 2)]
+        await until(lambda: engine.hanging == 1 and app.state.admission.waiting == 1)
+        assert (await http.post(CHAT, json=ASK | {"max_tokens": 3})).status_code == 503
+        assert (await http.post(CHAT, json=ASK)).headers["x-cache"] == "hit"
+        engine.go_on.set()
+        assert [answer.status_code for answer in await asyncio.gather(*busy)] == [200, 200]
+
+
+# The real engine.
+
+PLAIN = ASK | {"max_tokens": 12}
+TOOLS = PLAIN | {
+    "max_tokens": 60,
+    "tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}],
+    "tool_choice": {"type": "function", "function": {"name": "add"}},
+}
+QUESTIONS: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, PLAIN),
+    (CHAT, PLAIN | {"seed": 3, "temperature": 0.9, "n": 2}),
+    (CHAT, PLAIN | {"logprobs": True, "top_logprobs": 2}),
+    (CHAT, PLAIN | {"return_token_ids": True}),
+    (
+        CHAT,
+        PLAIN | {"stop": ["e"], "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+    ),
+    (CHAT, TOOLS),
+    ("/v1/completions", {"prompt": ["One", "Two"], "temperature": 0, "max_tokens": 12}),
+    ("/v1/completions", {"prompt": "One", "temperature": 0, "max_tokens": 12, "logprobs": 2}),
+    ("/v1/completions", {"prompt": "One", "temperature": 0, "max_tokens": 12, "echo": True}),
+]
+
+
+class Running:
+    """An engine that another server runs: a second one may use it, not start or stop it."""
+
+    def __init__(self, engine: VLLMEngine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_hit_is_what_the_real_engine_gave(in_process: InProcess, storage: str | None) -> None:
+    """Byte for byte what filled it, but for id and time; and what either form left serves the other."""
+    app = create_app(settings(storage), Running(in_process.engine))
+    wrong = []
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=120) as http:
+        for path, question in QUESTIONS:
+            ask = {
+                "stream": {"stream_options": {"include_usage": True}} | question | {"stream": True},
+                "whole": {name: value for name, value in question.items() if name != "stream_options"},
+            }
+            refused = {"Cache-Control": "no-store"}
+            live = {form: (await http.post(path, json=ask[form], headers=refused)).text for form in ask}
+            apart = {"tools", "echo", "return_token_ids", "stream_options"} & question.keys()
+            for first, second in (("stream", "whole"), ("whole", "stream")):
+                assert (await http.delete("/v1/cache")).status_code == 200
+                filled = ""
+                for form, kind in ((first, "miss"), (first, "hit"), (second, "miss" if apart else "hit")):
+                    answer = await http.post(path, json=ask[form])
+                    await until(lambda: not app.state.cache.flights)
+                    filled = filled or without_ids(answer.text)
+                    if form == "whole":
+                        right = same(answer.text, live[form])
+                    elif (
+                        first == "stream"
+                    ):  # in how many pieces the engine gives it differs from time to time
+                        right = without_ids(answer.text) == filled
+                    else:
+                        right = said(answer.text) == said(live[form])
+                    if not right or answer.headers["x-cache"] != kind:
+                        wrong.append(
+                            (question, first, form, kind, answer.headers["x-cache"], answer.text, live[form])
+                        )
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def without_ids(text: str) -> str:
+    return re.sub(r'"id":"[^"]*"|"created":\d+', "", text)
+
+
+def same(one: str, other: str) -> bool:
+    """Two whole answers, but for what is each answer's own."""
+    first, second = (re.sub(r"chatcmpl-tool-\w+", "", anonymous(text)) for text in (one, other))
+    return first == second
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio(loop_scope="session")
+async def test_the_real_engine_goes_on_for_who_is_left(in_process: InProcess) -> None:
+    app = create_app(settings(), Running(in_process.engine))
+    ask = ASK | {"max_tokens": 300, "ignore_eos": True}
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=120) as http:
+        refused = {"Cache-Control": "no-store"}
+        live = (await http.post(CHAT, json=ask, headers=refused)).json()["choices"][0]["message"]["content"]
+        readers: list[list[str]] = [[], [], []]
+        asked = []
+        for lines in readers:
+            asked.append(asyncio.create_task(read(http, lines, ask)))
+            await until(lambda lines=lines: len(lines) > 4, 60)  # type: ignore[misc]
+        assert waiting(app.state.cache) == 3 and in_process.unfinished() == 1
+        for task in asked[:2]:
+            task.cancel()
+        await asyncio.gather(*asked[:2], return_exceptions=True)
+        await asked[2]
+        assert said("\n".join(readers[2])) == live and "data: [DONE]" in readers[2]
+        assert (await http.post(CHAT, json=ask)).headers["x-cache"] == "hit"
+
+        last = asyncio.create_task(read(http, lines := [], ask | {"max_tokens": 900}))
+        await until(lambda: len(lines) > 4, 60)
+        assert in_process.unfinished() == 1
+        last.cancel()
+        await until(lambda: in_process.unfinished() == 0 and not app.state.cache.flights)
