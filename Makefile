@@ -1,12 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev serve test chaos soak lint format lock clean
+.PHONY: help python setup setup-dev serve test chaos soak chart-test chart-readme lint format lock clean
 
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "ARGS passes options on: make serve ARGS='--port 9000', make test ARGS='-k cache'"
 
 setup: python ## Install gemma_serve and its engine into .venv (GEMMA_SETUP=cpu or cuda overrides the choice)
@@ -30,6 +30,12 @@ chaos: setup-dev ## Install, then make much more trouble than the tests do: half
 
 soak: setup-dev ## Install, then 30 minutes of mixed load (SOAK_MINUTES=5 for less): does memory grow?
 	@SOAK_MINUTES=$${SOAK_MINUTES:-30} exec $(BIN)/pytest -s tests/chaos/test_soak.py $(ARGS)
+
+chart-test: setup-dev ## Install, then check the Helm chart, its dashboards and Dockerfile.cuda
+	@exec $(BIN)/pytest tests/chart $(ARGS)
+
+chart-readme: setup-dev ## Install, then write the chart's README from its values
+	@$(BIN)/python charts/readme.py
 
 lint: setup-dev ## Install, then check style, types and import contracts
 	$(BIN)/ruff check

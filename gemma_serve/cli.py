@@ -1,4 +1,4 @@
-"""`gemma-server`: serve, check, keys, chat."""
+"""`gemma-server`: serve, node, check, keys, chat."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, run, summary in (
         ("serve", _serve, "load the model and serve it"),
+        ("node", _node, "work for a server on another node, whose engine spans several"),
         ("check", _check, "print the effective settings and where each comes from; fails on a wrong one"),
     ):
         command = commands.add_parser(
@@ -134,6 +135,13 @@ def _serve(options: argparse.Namespace) -> NoReturn:
     from .server import run  # imports the web framework: `--help` and `check` do not need it
 
     run(settings)
+
+
+def _node(options: argparse.Namespace) -> NoReturn:
+    settings, _ = _load(options)
+    from .engine.node import Node
+
+    Node(settings).run()
 
 
 def _check(options: argparse.Namespace) -> int:

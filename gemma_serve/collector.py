@@ -16,6 +16,16 @@ from .engine.base import Engine, EngineState
 from .rate_limit import RateLimiter
 from .stats import Stats
 
+_REJECTIONS = (
+    "requests_per_minute",
+    "in_flight",
+    "tokens_per_minute",
+    "tokens_per_day",
+    "queue_requests",
+    "queue_tokens",
+    "queue_wait",
+)
+
 
 class ServerCollector(Collector):
     def __init__(
@@ -46,7 +56,8 @@ class ServerCollector(Collector):
             memory["gpu"] = sum(gpu.used for gpu in stats.gpus)
         if report.kv_cache_use is not None and report.kv_cache_bytes is not None:
             memory["kv_cache"] = round(report.kv_cache_use * report.kv_cache_bytes)
-        rejections = self._limiter.rejections + self._admission.rejections
+        # From 0 on, or Prometheus would not see the first one, nor an alert that there was none.
+        rejections = dict.fromkeys(_REJECTIONS, 0) | self._limiter.rejections | self._admission.rejections
         rejections["blocked"] = self._blocks.refused
         yield _gauge("memory_usage_bytes", "Memory in use: of all processes, GPUs, KV cache", "type", memory)
         yield _gauge(

