@@ -20,6 +20,7 @@ from gemma_serve.engine.lifecycle import VLLMEngine
 from gemma_serve.errors import ServeError
 from gemma_serve.metrics import Metrics
 
+from .chat_client import chatting
 from .conftest import InProcess, serving, until
 from .fake_engine import FakeEngine
 from .test_api_keys import bearer
@@ -57,6 +58,29 @@ async def test_many_at_once_are_one_generation(storage: str | None) -> None:
         assert all(said(answer.text) == "Hello world" for answer in answers)
         kinds = [answer.headers["x-cache"] for answer in answers]
         assert kinds.count("miss") == 1 and kinds.count("coalesced") == count - 1
+
+
+async def test_a_websocket_shares_with_http() -> None:
+    engine = FakeEngine()
+    async with asking(engine) as (http, cache):
+        async with chatting(str(http.base_url).rstrip("/")) as chat:
+            await http.post(CHAT, json=ASK)
+            answer = await chat.ask("chat", message="Hi", temperature=0)
+            assert answer["data"]["content"] == "Hello world" and len(engine.requests) == 1
+            engine.words = ("Another",)
+            answer = await chat.ask("regenerate", temperature=0)
+            assert answer["data"]["content"] == "Another" and len(engine.requests) == 2
+
+            engine.hang_at = 0
+            await chat.send("chat", message="And?", temperature=0)
+            await until(lambda: waiting(cache) == 1 and engine.hanging == 1)
+            asked = engine.requests[-1].body["messages"]
+            joined = asyncio.create_task(http.post(CHAT, json={"messages": asked, "temperature": 0}))
+            await until(lambda: waiting(cache) == 2)
+        # The WebSocket has gone; who joined it gets the answer.
+        await until(lambda: waiting(cache) == 1)
+        engine.go_on.set()
+        assert said((await joined).text) == "Another" and len(engine.requests) == 3
 
 
 async def read(http: httpx.AsyncClient, lines: list[str], ask: dict[str, Any] = ASK) -> None:
