@@ -1,4 +1,4 @@
-"""How plain streams are written from vLLM's output loop; that they are is shown by every stream of the live tests."""
+"""How plain streams are written from the output loop; that they are, every stream of the live tests shows."""
 
 from __future__ import annotations
 
