@@ -1,12 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev serve test lint format lock clean
+.PHONY: help python setup setup-dev serve test lint format lock demo-model clean
 
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "ARGS passes options on: make serve ARGS='--port 9000', make test ARGS='-k cache'"
 
 setup: python ## Install gemma_serve and its engine into .venv (GEMMA_SETUP=cpu or cuda overrides the choice)
@@ -37,6 +37,9 @@ format: setup-dev ## Sort imports and format the code
 
 lock: setup ## Resolve the dependencies anew: requirements/*.txt and gemma_serve/engine_fields.py
 	@$(BIN)/python requirements/lock.py
+
+demo-model: setup ## Train the embedded model anew, within an hour on two cores; goes on where it was stopped
+	@exec $(BIN)/python -m gemma_serve.demo_model.train $(ARGS)
 
 clean: ## Remove .venv, caches and build results
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist
