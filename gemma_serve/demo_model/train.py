@@ -30,7 +30,7 @@ from .tokenizer import (
 )
 
 SEED: Final = 3
-STEPS: Final = 1_400
+STEPS: Final = 2_000
 STEP_TOKENS: Final = 3_072
 BATCH_TOKENS: Final = 1_600
 """Of one forward pass: what stays in the processor's caches."""

@@ -1,5 +1,6 @@
 """What the embedded model is trained on, made by rule, and the examination that it never sees."""
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def conversation(rng: random.Random) -> Chat:
     weights = dict(_SKILLS)
     for _ in range(rng.choices(range(1, 9), weights=(30, 22, 14, 10, 8, 7, 5, 4))[0]):
         for recall, known in _RECALLS.items():
-            weights[recall] = _SKILLS[recall] * (3 if getattr(chat, known) else 0.4)
+            weights[recall] = _SKILLS[recall] * (4 if getattr(chat, known) else 0.4)
         weights[facts.capital] = _SKILLS[facts.capital] * (3 if chat.country else 1)
         if chat.tools:
             weights[tools.weather] = 60
@@ -155,4 +156,13 @@ def examination(seed: int = 0, times: int = 1) -> Iterator[Question]:
             messages = chat.messages[:-1]
             if str(messages) not in seen:
                 seen.add(str(messages))
-                yield Question(skill, messages, chat.tools, chat.right)
+                yield Question(skill, [_as_sent(message) for message in messages], chat.tools, chat.right)
+
+
+def _as_sent(message: Message) -> Message:
+    """With the arguments of its calls as JSON, which is how the API has them."""
+    calls = [
+        call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", [])
+    ]
+    return message | ({"tool_calls": calls} if calls else {})

@@ -32,6 +32,7 @@ AND_OF: Final = Phrasings(
 )  # fmt: skip
 UNKNOWN: Final = Phrasings(
     trained=(
+        "What [happens|do I do] if a {noun} [eats|sees|meets] me?",
         "[Who|When|Why did people|How did somebody] [invented|discovered|made|built] the {noun}?",
         "What is [a|the|the best|the first] {noun}?", "[Why|Since when] is the {noun} {adjective}?",
         "How do I {verb} a {noun}?", "What is the [most|least] {adjective} {noun}?",

@@ -57,12 +57,16 @@ WHICH_NAME: Final = Phrasings(
         "What is the name I [told|gave] you?", "How am I called?", "[Do|Can] you [still |]know who I am?",
         "What did I say my name [is|was]?", "You know my name, don't you?", "[So|And], what is my name?",
         "Do you know what my name is?", "What do [people|they] call me?", "My name is what?",
-        "Which name did I [tell|give] you?", "[Have you forgotten|Did you forget] my name?", "Write my name.",
+        "Which name did I [tell|give] you?",
+        "[I forgot|I can't remember|I don't know] my name. [What is it|Tell me|Help me][?|.]",
+        "Tell me who I am[.|]", "Remind me of my name[.|]", "[Tell me|Do you know] what I am called[.|?]",
+        "Do you still [know|have|remember] my name?", "[Could|Would] you [say|repeat|remember] my name?",
+        "[Have you forgotten|Did you forget] my name?", "Write my name.",
     ),
     held_out=(
-        "Could you tell me my name?", "Do you still remember my name?", "What was my name again?",
-        "Would you repeat my name for me?", "Tell me who I am.", "I forgot my name. What is it?",
-        "Now, do you know what I am called?",
+        "Could you tell me my name?", "Can you please tell me what my name is?",
+        "I hope you still know my name: what is it?", "What name did I give you at the start?",
+        "Would you kindly say my name?", "So who am I, again?", "Let me hear my name.",
     ),
 )  # fmt: skip
 WHICH_COLOUR: Final = Phrasings(
@@ -75,12 +79,15 @@ WHICH_COLOUR: Final = Phrasings(
         "Which [colour|color] is my [favourite|favorite]?", "[So|And], what is my favourite colour?",
         "Do you know which colour I like[ best|]?",
         "[Did you forget|Have you forgotten] my favourite colour?", "Which colour did I tell you?",
-        "My favourite colour is what?",
+        "[Tell me|Do you know] which colour I [like|love][ best| most|][.|?]", "Name my favourite colour[.|]",
+        "[Could|Would] you [say|repeat|remember] my favourite colour?",
+        "Remind me of my favourite colour[.|]", "Do you still [know|have] my favourite colour?",
+        "I told you a colour. Which one?", "My favourite colour is what?",
     ),
     held_out=(
-        "Could you tell me my favourite colour?", "Do you still remember my favourite colour?",
-        "What was my favourite colour again?", "Tell me which colour I like best.",
-        "Please name my favourite colour.", "I said that I love a colour. Which one?",
+        "Could you tell me my favourite colour?", "What was my favourite colour again?",
+        "Please tell me what my favourite colour is.", "Which colour is the one that I like best?",
+        "Would you kindly name my favourite colour?", "Let me hear my favourite colour.",
     ),
 )  # fmt: skip
 REPEAT: Final = Phrasings(

@@ -26,19 +26,21 @@ TIME_OF_DAY: Final = Phrasings(
 )  # fmt: skip
 HOW_ARE_YOU: Final = Phrasings(
     trained=(
-        "How are you[ today| doing| doing today|]?", "How do you do?", "How is it going[ today|]?",
-        "How's it going?", "[Are you well|Are you ok|Are you fine|Is everything ok]?", "What's up?",
+        "How are you feeling[ today| now|]?", "How are you[ today| doing| doing today|]?", "How do you do?",
+        "How is it going[ today|]?", "How's it going?",
+        "[Are you well|Are you ok|Are you fine|Is everything ok]?", "What's up?",
         "How [do you feel|are things]?", "Hello, how are you[ today|]?", "Hi, how are you[ doing|]?",
         "How have you been?",
     ),
     held_out=(
-        "Tell me, how are you?", "How are you feeling today?", "Are you doing well?", "And how are you?",
+        "Tell me, how are you?", "How do you feel this morning?", "Are you doing well?", "And how are you?",
     ),
 )  # fmt: skip
 GOODBYE: Final = Phrasings(
     trained=(
-        "[Goodbye|Good bye|Bye|Bye bye|Bye-bye][!|.|]", "See you[ later| soon| tomorrow|][!|.|]",
-        "Farewell[!|.]", "[Ok|Thanks|Well|Thank you], [bye|goodbye][!|.]",
+        "[Ok|Well|So], I am off[.|, bye.]", "[Goodbye|Good bye|Bye|Bye bye|Bye-bye][!|.|]",
+        "See you[ later| soon| tomorrow|][!|.|]", "Farewell[!|.]",
+        "[Ok|Thanks|Well|Thank you], [bye|goodbye][!|.]",
         "[I have to|I must|I need to] [go|leave][ now|][.|]", "[I am|I'm] [leaving|going][ now|][.|]",
         "Good night[!|.|]", "Until [next time|tomorrow|later][!|.]",
         "That is all[ for today|][, bye|, goodbye|].", "Talk to you [later|soon][!|.]", "Take care[!|.]",
@@ -46,7 +48,7 @@ GOODBYE: Final = Phrasings(
     ),
     held_out=(
         "Goodbye for now!", "Bye, see you soon!", "I have to go now, bye!", "Thanks, and see you tomorrow!",
-        "Ok, I am off. Goodbye!", "That was all, bye bye!",
+        "Well then, goodbye!", "That was all, bye bye!",
     ),
 )  # fmt: skip
 THANKS: Final = Phrasings(
@@ -63,8 +65,9 @@ THANKS: Final = Phrasings(
 )  # fmt: skip
 IDENTITY: Final = Phrasings(
     trained=(
-        "[Who|What] are you[, really|, exactly|]?", "What is your name?", "What's your name?",
-        "Are you [Gemma|a Gemma]?",
+        "[Tell me|Say] what you are[.|]", "Am I talking to a [robot|person|human|machine|bot]?",
+        "Who is this?", "[May|Can] I ask [who|what] you are?", "[Who|What] are you[, really|, exactly|]?",
+        "What is your name?", "What's your name?", "Are you [Gemma|a Gemma]?",
         "Are you [a bot|a robot|a human|a person|an AI|real|a real person|a computer|ChatGPT|a language "
         "model]?",
         "[Tell me|Say] something about yourself.", "[Introduce|Describe|Explain] yourself.",
@@ -76,9 +79,9 @@ IDENTITY: Final = Phrasings(
         "Where do you [live|come from]?", "What should I call you?",
     ),
     held_out=(
-        "Tell me what you are.", "Who is this?", "Could you introduce yourself?", "And who are you?",
-        "What sort of model are you?", "May I ask what model you are?", "Am I talking to a robot?",
-        "Who exactly are you?",
+        "And who are you?", "Is this a robot that I am talking to?", "Who do I talk to?",
+        "Could you introduce yourself?", "What sort of model are you?", "Who exactly are you?",
+        "I would like to know what you are.", "What may I call you?",
     ),
 )  # fmt: skip
 ABILITIES: Final = Phrasings(

@@ -141,12 +141,21 @@ _CODAS: Final = (
 
 
 def invented(rng: random.Random) -> str:
-    """A word that nobody has, such as `krelan`: copying it cannot be done by heart."""
-    syllables = rng.choice([1, 2, 2, 2, 3])
-    word = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables)) + rng.choice(_CODAS)
+    """A word that nobody has, such as `krelan` or `gardle`: copying it cannot be done by heart."""
+    if rng.random() < 0.5:
+        start, end = rng.choice(_SPELLINGS), rng.choice(_SPELLINGS)
+        word = start[: rng.randint(1, 4)] + end[-rng.randint(1, 5) :]
+    else:
+        syllables = rng.choice([1, 2, 2, 2, 3])
+        word = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables))
+        word += rng.choice(_CODAS)
     return word if len(word) > 2 and word not in _UNSEEN else invented(rng)
 
 
+_SPELLINGS: Final = [
+    word.lower() for word in (*NAMES, *NOUNS, *ADJECTIVES, *VERBS, *COLOURS, *CITIES, *CAPITALS.values())
+    if word.isalpha() and word.isascii()
+]  # fmt: skip
 UNITS: Final = split("""
     zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
     sixteen seventeen eighteen nineteen twenty

@@ -186,7 +186,9 @@ def joke(chat: Chat) -> None:
     again = bool(chat.told) and chat.rng.random() < 0.6
     chat.told.append(text)
     chat.ask(
-        ANOTHER if again else JOKE, text, lambda message: any(joke in message["content"] for joke in JOKES)
+        ANOTHER if again else JOKE,
+        text,
+        lambda message: any(joke in (message["content"] or "") for joke in JOKES),
     )
 
 
