@@ -1,5 +1,6 @@
 """The user's name and favourite colour, told and recalled."""
 
+from collections.abc import Callable
 from typing import Final
 
 from . import words
@@ -134,6 +135,8 @@ def recall_colour(chat: Chat) -> None:
 def repeat(chat: Chat) -> None:
     """Nothing but copying: the practice that names and colours need."""
     rng = chat.rng
-    made = [chat.new_name, chat.new_colour, chat.new_city, lambda: words.invented(rng)]
+    made: list[Callable[[], str]] = [
+        chat.new_name, chat.new_colour, chat.new_city, lambda: words.invented(rng),
+    ]  # fmt: skip
     text = rng.choice([" ", " ", ", "]).join(rng.choice(made)() for _ in range(rng.randint(1, 6)))
     chat.ask(REPEAT, text, says(text), text=text)
