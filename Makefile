@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev serve test chaos soak chart-test chart-readme bench-compare lint format lock clean
+.PHONY: help python setup setup-dev serve test chaos soak chart-test chart-readme bench-compare lint format lock demo-model clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -52,6 +52,9 @@ format: setup-dev ## Sort imports and format the code
 
 lock: setup ## Resolve the dependencies anew: requirements/*.txt and gemma_serve/engine_fields.py
 	@$(BIN)/python requirements/lock.py
+
+demo-model: setup ## Train the embedded model anew, within an hour on two cores; goes on where it was stopped
+	@exec $(BIN)/python -m gemma_serve.demo_model.train $(ARGS)
 
 clean: ## Remove .venv, caches and build results
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -96,7 +96,7 @@ def stream(tour: Tour) -> None:
     chunks = tour.client.chat.completions.create(
         model=tour.model,
         messages=[{"role": "user", "content": "Tell me a story."}],
-        max_tokens=64,
+        max_tokens=300,
         stream=True,
         stream_options={"include_usage": True},
     )
@@ -202,7 +202,7 @@ def tool_call(tour: Tour) -> None:
     message = answer.choices[0].message
     if not message.tool_calls:
         say("model", message.content or "")
-        say("", "a text and no call: nothing obliges a model to call, and one without training cannot")
+        say("", "a text and no call: nothing obliges a model to call")
         return
     for call in message.tool_calls:
         check(call.type == "function", f"a tool call of type {call.type!r}")

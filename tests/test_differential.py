@@ -31,6 +31,9 @@ WEATHER = {
 CALL = "<start_function_call>call:get_weather{city:<escape>Paris<escape>}<end_function_call>"
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9}}, "required": ["a"]}
 
+STORY = [{"role": "user", "content": "Tell me a story."}]  # which is longer than any limit below
+QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
+
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_p": 0.9, "seed": 5, "max_tokens": 24}
 COMMON: list[dict[str, Any]] = [
@@ -63,6 +66,7 @@ CHAT: list[dict[str, Any]] = [
     GREEDY | {"response_format": {"type": "json_object"}},
     GREEDY | {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
     GREEDY | {"tools": [WEATHER]},
+    GREEDY | {"tools": [WEATHER], "messages": QUESTION, "max_tokens": 200},
     GREEDY | {"tools": [WEATHER], "max_tokens": 200, "structured_outputs": {"choice": [CALL]}},
     GREEDY
     | {"tools": [WEATHER], "max_tokens": 200, "structured_outputs": {"choice": ["Hm. " + CALL + CALL]}},
@@ -190,10 +194,7 @@ def plain(counts: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "request_body"),
     [
-        *(
-            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello you"}]} | case)
-            for case in CHAT
-        ),
+        *(("/v1/chat/completions", {"messages": STORY} | case) for case in CHAT),
         *(("/v1/completions", {"prompt": "Once upon a time"} | case) for case in COMPLETION),
     ],
 )
