@@ -26,7 +26,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of all its parameters, `kv_parameters` make keys and values, `replicated_parameters` are on each GPU."""
+    """Of all parameters, `kv_parameters` make keys and values, `replicated_parameters` are on each GPU."""
 
     name: str
     parameters: int
