@@ -117,7 +117,9 @@ def _quantized_bytes(model: str, config: Any, parameters: int) -> float | None:
 def _layers(text: Any) -> list[Layer]:
     """vLLM gives a layer that shares an earlier one's keys and values no cache (Gemma 3n, 4)."""
     own = text.num_hidden_layers - (getattr(text, "num_kv_shared_layers", 0) or 0)
-    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    # Without kinds, a window is one of all layers.
+    kind = "sliding_attention" if getattr(text, "sliding_window", None) else "full_attention"
+    kinds = getattr(text, "layer_types", None) or [kind] * text.num_hidden_layers
     each = getattr(text, "per_layer_config", None)
     return [
         Layer(
