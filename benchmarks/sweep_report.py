@@ -94,7 +94,8 @@ def recommendation(rows: Sequence[Row], slo: Row) -> str:
 
 
 def _excess(row: Row, slo: Row) -> float:
-    return max(row["ttft_p95_ms"] / slo["ttft_ms"], row["inter_token_p95_ms"] / slo["inter_token_ms"])
+    waits = row["ttft_p95_ms"] / slo["ttft_ms"], row["inter_token_p95_ms"] / slo["inter_token_ms"]
+    return float(max(waits))
 
 
 def _cost(row: Row) -> tuple[float, ...]:

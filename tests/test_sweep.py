@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -93,14 +94,14 @@ def test_the_report_has_every_row_and_every_plot(tmp_path: Path) -> None:
     failed = {
         "engine": {"kv_cache_memory_bytes": 1, "max_num_seqs": 64},
         "load": None,
-        "error": "too | small",
+        "error": "too small",
     }
     rows = [row(1 << 20, clients, 100.0 * clients, predicted_kv_blocks=99) for clients in (1, 8, 64)]
     text = sweep_report.write(head, [*rows, failed], tmp_path)
     assert text == (tmp_path / "report.md").read_text()
     assert text.count("| kv_cache_memory_bytes=1 MiB") == 3
     assert "99 (-1.0%)" in text
-    assert "- kv_cache_memory_bytes=1, max_num_seqs=64: too | small" in text
+    assert "- kv_cache_memory_bytes=1, max_num_seqs=64: too small" in text
     with (tmp_path / "rows.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4
     pytest.importorskip("matplotlib", reason="plots need the extra `bench`")
@@ -135,9 +136,9 @@ def test_every_sweep_file_is_valid(file: Path) -> None:
 def test_a_synthetic_model_has_the_shape_and_the_whole_vocabulary(name: str, tmp_path: Path) -> None:
     assert name in PUBLISHED
     folder = synthetic_model.make(name, tmp_path)
-    shape, text = read_shape(str(folder)), read_shape(name)
-    assert shape.layers == text.layers
-    assert (shape.hidden_size, shape.heads) == (text.hidden_size, text.heads)
+    shape, whole = read_shape(str(folder)), read_shape(name)
+    assert shape.layers == whole.layers
+    assert (shape.hidden_size, shape.heads) == (whole.hidden_size, whole.heads)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer) == shape.vocabulary
     text = "Tell me a story, please."
@@ -156,7 +157,7 @@ def test_the_prediction_reads_the_engines_arguments() -> None:
 def test_the_machine_is_recorded() -> None:
     found = machine()
     assert found["cores"] and found["vllm"] and found["commit"]
-    peak = Peak(subprocess.os.getpid())
+    peak = Peak(os.getpid())
     peak.look()
     assert peak.rss_bytes > 10_000_000
 

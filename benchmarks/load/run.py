@@ -131,9 +131,9 @@ def locust(options: argparse.Namespace, key: str) -> int:
     command += ["--max-failure-share", str(options.max_failure_share)]
     command += ["--ttft-p95-ms", str(options.ttft_p95_ms), *users]
     environ = os.environ | {"OPENAI_API_KEY": key, "LOAD_MODEL": options.model}
-    # Its monkey-patching and ours of the path do not mix: only what it asks for.
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    ended = subprocess.run(command, env=environ, cwd=options.out, text=True, **output)
+    ended = subprocess.run(
+        command, env=environ, cwd=options.out, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     (options.out / "locust.txt").write_text(ended.stdout)
     print(ended.stdout)
     return ended.returncode
