@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import websocket
 import yaml
 
 from benchmarks.machine import ROOT, machine
@@ -47,6 +46,8 @@ def model_of(url: str, key: str) -> str:
 
 def has_websocket(url: str, key: str) -> bool:
     """Whether the chat over a WebSocket, which is this project's own, can be had there."""
+    import websocket  # which only the tools' environment has
+
     header = [f"Authorization: Bearer {key}"] if key else []
     try:
         websocket.create_connection(f"ws{url.removeprefix('http')}/ws", header=header, timeout=30).close()
