@@ -165,7 +165,7 @@ def _measure(sweep: Sweep, model: str, engine: Cell, loads: list[Cell], out: Pat
                 except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
                     row["error"] = _reason(f"{error}\n{log.read_text(errors='replace')[-3000:]}")
                 yield row
-    except StartFailed as error:
+    except (StartFailed, RuntimeError) as error:  # which it may also do at its first requests
         yield {"engine": engine, "load": None, "error": _reason(str(error))}
 
 
@@ -228,6 +228,8 @@ def _prompts(sweep: Sweep, cell: Cell, vocabulary: int, seed: int) -> list[str]:
 
 def predicted_blocks(shape: Shape, engine: Mapping[str, Any], row: Mapping[str, Any]) -> int | None:
     """What `gemma-server plan` says; None where it cannot, as of a share of a CPU's memory."""
+    if not row["kv_block_tokens"]:
+        return None
     parallel = int(engine.get("tensor_parallel_size", 1))
     kind = str(engine.get("kv_cache_dtype", "auto"))
     value_bytes = 1 if kind.startswith("fp8") else 2 if kind.endswith("16") else shape.activation_bytes

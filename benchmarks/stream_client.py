@@ -96,10 +96,10 @@ class Load:
             lines.append(f"Authorization: Bearer {options.key}")
         self.head = ("\r\n".join(lines) + "\r\n").encode()
         self._left = options.requests
+        self._options = options
         self._random = random.Random(options.seed)
         self._shared = self._words(options.shared_tokens)
         self._good = 0
-        self._options = options
         self._first: list[float] = []
         self._gaps: list[float] = []
         self._times: list[float] = []
