@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from gemma_serve.errors import ServeError
 from gemma_serve.metrics import Metrics
 
 from .chat_client import chatting
-from .conftest import InProcess, serving, until
+from .conftest import InProcess, running_redis, serving, until
 from .fake_engine import FakeEngine
 from .test_api_keys import bearer
 from .test_cache import ALICE, ASK, BOB, CHAT, anonymous, asking, file, settings, storage
@@ -130,6 +132,27 @@ async def test_who_waits_goes_on_when_who_began_leaves_the_queue() -> None:
         assert len(engine.requests) == 2
 
 
+async def test_who_waits_goes_on_when_who_began_leaves_while_redis_is_asked(tmp_path: Path) -> None:
+    with running_redis(tmp_path / "socket") as url:
+        given = settings(url)
+        patient = given.storage.model_copy(update={"timeout_seconds": 5.0})
+        app = create_app(given.model_copy(update={"storage": patient}), engine := FakeEngine())
+        async with serving(app) as at, httpx.AsyncClient(base_url=at, timeout=20) as http:
+            cache = app.state.cache
+            pid = (await cache.store._redis.info("server"))["process_id"]
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                asked = []
+                for count in (1, 2):
+                    asked.append(asyncio.create_task(http.post(CHAT, json=ASK)))
+                    await until(lambda count=count: waiting(cache) == count)  # type: ignore[misc]
+                asked[0].cancel()
+                await until(lambda: waiting(cache) == 1)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert said((await asked[1]).text) == "Hello world" and len(engine.requests) == 1
+
+
 def generator_of(engine: FakeEngine) -> CachedGenerator:
     admission = Admission(settings().queue, engine.capacity)
     return CachedGenerator(engine, admission, Metrics(), ResponseCache(settings().cache))
@@ -181,18 +204,25 @@ async def test_nobody_waits_for_who_reads_slowly() -> None:
     assert len(engine.requests) == 1 and engine.streams[0].closed
 
 
-async def test_who_fails_to_write_fails_alone() -> None:
-    class Broken(Words):
-        def put(self, delta: Delta) -> None:
-            raise ZeroDivisionError
+class CannotPut(Words):
+    def put(self, delta: Delta) -> None:
+        raise ZeroDivisionError
 
+
+class CannotFlush(Words):
+    def flush(self) -> bool:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("broken", [CannotPut, CannotFlush])
+async def test_who_fails_to_write_fails_alone(broken: type[Words]) -> None:
     generator = generator_of(engine := FakeEngine())
     await engine.start()
     question = {"messages": [], "temperature": 0, "stream": True}
     requests = [GenerationRequest("chat", question, name, "gemma") for name in "ab"]
     first, second = [await generator.stream(request) for request in requests]
     quick = Words()
-    told = await asyncio.gather(first.feed(Broken()), second.feed(quick), return_exceptions=True)
+    told = await asyncio.gather(first.feed(broken()), second.feed(quick), return_exceptions=True)
     assert isinstance(told[0], ZeroDivisionError) and told[1] is None and quick.words == ["Hello", " world"]
     await first.aclose()
     await second.aclose()
