@@ -22,6 +22,7 @@ from gemma_serve.api_keys import digest_of
 from gemma_serve.app import create_app
 from gemma_serve.cache import Answer, ResponseCache
 from gemma_serve.cache.key import is_deterministic, key_of, tenant_of
+from gemma_serve.cache.redis_store import RedisStore
 from gemma_serve.clients import Client
 from gemma_serve.engine.base import Delta, GenerationRequest, LoadedModel, Usage
 from gemma_serve.key_file import KeyEntry, KeyLimits, write_keys
@@ -394,6 +395,27 @@ async def test_what_began_before_another_server_emptied_it_is_not_kept(redis_ser
         assert (await asked).status_code == 200
         await until(lambda: not one.state.cache.flights)
         assert (await http.post(second + CHAT, json=ASK)).headers["x-cache"] == "miss"
+
+
+@pytest.mark.parametrize("lost", ["answers", "used", "expires", "bytes"])
+async def test_it_outlives_what_a_full_redis_evicts(redis_server: str, lost: str) -> None:
+    async with asking(FakeEngine(), redis_server, max_bytes=3000) as (http, cache):
+
+        async def ask(length: int) -> str:
+            answer = await http.post(CHAT, json=ASK | {"max_tokens": length})
+            await until(lambda: not cache.flights)
+            return answer.headers["x-cache"]
+
+        for length in range(1, 9):  # more than there is room for
+            await ask(length)
+        assert isinstance(cache.store, RedisStore)
+        (name,) = [key for key in cache.store._keys if key.endswith(lost)]
+        assert await cache.store._redis.delete(name)
+        await ask(20)
+        assert await ask(20) == "hit"
+        for length in range(30, 39):
+            await ask(length)
+        assert await ask(38) == "hit" and await ask(30) == "miss"  # the limit holds
 
 
 @pytest.mark.parametrize("form", ["whole", "stream"])
