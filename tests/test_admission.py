@@ -55,19 +55,6 @@ async def test_a_higher_class_goes_first() -> None:
     assert (await served_order(queue(), [*clients, ("person", {"priority": 0})]))[0] == "person"
 
 
-async def test_a_free_place_does_not_wait_for_one_who_needs_more() -> None:
-    admission = queue(capacity=4)
-    first = await admission.enter(0, answers=2)
-    large = asyncio.create_task(admission.enter(0, answers=4, client=Client("batch", priority=10)))
-    await asyncio.sleep(0)
-    async with asyncio.timeout(5):
-        (await admission.enter(0, client=Client("person"))).leave()
-    assert not large.done()
-    first.leave()
-    (await large).leave()
-    assert (admission.running, admission.waiting) == (0, 0)
-
-
 async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     admission = queue(max_requests=2)
     first = await admission.enter(0)
@@ -106,17 +93,20 @@ async def test_nobody_waits_for_ever() -> None:
     assert admission.running == 0
 
 
-async def test_more_answers_than_fit_run_alone() -> None:
+async def test_no_place_is_left_empty_for_one_who_wants_many() -> None:
     admission = queue(capacity=4)
     first = await admission.enter(0, answers=3)
-    big = asyncio.create_task(admission.enter(0, answers=10))
-    small = asyncio.create_task(admission.enter(0, answers=1))
+    async with asyncio.timeout(5):
+        large = await admission.enter(0, answers=10)  # the engine has a place for one of the ten
+    waiting = [asyncio.create_task(admission.enter(0, answers=answers)) for answers in (8, 1)]
     await asyncio.sleep(0)
-    assert not big.done() and not small.done()  # the big one is not overtaken for ever
     first.leave()
-    (await big).leave()
-    (await small).leave()
-    assert admission.running == 0
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)  # all places are taken
+    large.leave()
+    (await waiting[0]).leave()
+    (await waiting[1]).leave()
+    assert (admission.running, admission.waiting) == (0, 0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -147,7 +137,7 @@ async def test_clients_that_leave_at_any_moment_leave_no_trace(seed: int) -> Non
         task.cancel()
     await asyncio.gather(*clients, return_exceptions=True)
     assert (admission.running, admission.waiting, admission._waiting_tokens) == (0, 0, 0)
-    assert 0 < most <= 5
+    assert 0 < most < 5 + 3  # the last to come in may want up to three places
 
 
 async def test_many_clients_under_a_queue_that_never_empties_are_forgotten() -> None:
