@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
 from gemma_serve.admission import Admission, Slot
 from gemma_serve.clients import Client
+from gemma_serve.engine.base import RelayKind
 from gemma_serve.errors import Overloaded
+from gemma_serve.generation import Generator
+from gemma_serve.metrics import Metrics
 from gemma_serve.settings import QueueSettings
+
+from .fake_engine import FakeEngine
 
 
 def queue(capacity: int = 1, **settings: float) -> Admission:
@@ -107,6 +114,31 @@ async def test_no_place_is_left_empty_for_one_who_wants_many() -> None:
     (await waiting[0]).leave()
     (await waiting[1]).leave()
     assert (admission.running, admission.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "places"),
+    [
+        ("embeddings", ["a", "b", "c"], 3),
+        ("embeddings", [[1, 2], [3]], 2),
+        ("embeddings", [1, 2, 3], 1),
+        ("embeddings", "abc", 1),
+        ("responses", [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], 1),
+    ],
+)
+async def test_each_text_to_embed_has_a_place(kind: RelayKind, given: Any, places: int) -> None:
+    class Engine(FakeEngine):
+        async def relay(
+            self, kind: RelayKind, body: dict[str, Any]
+        ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
+            assert admission.running == places
+            return await super().relay(kind, body)
+
+    admission = queue(capacity=8)
+    engine = Engine()
+    await engine.start()
+    await Generator(engine, admission, Metrics()).relay(kind, {"model": "m", "input": given}, 9)
+    assert admission.running == 0
 
 
 @pytest.mark.parametrize("seed", range(20))
