@@ -33,7 +33,7 @@ _ANYBODY = Client("")
 class Admission:
     """A bounded, fair queue in front of the engine.
 
-    `capacity` is how many answers the engine can work on at once; the last request to be admitted may go beyond.
+    `capacity` is how many answers the engine can work on at once; the last request admitted may go beyond it.
     While it is `paused`, as while a dead one is replaced, nobody has waited too long.
     """
 
@@ -95,8 +95,8 @@ class Admission:
         self._admit()
 
     def _has_room(self) -> bool:
-        # One place is enough, however many answers a request wants, which wait in the engine then: here it would
-        # keep all behind it waiting while places are free, and for an empty engine where it wants too many.
+        # One place is enough, however many answers a request wants; the others wait in the engine. Here it
+        # would keep all behind it waiting while places are free, until the engine is empty if need be.
         return self._running < self._capacity()
 
     async def _wait(self, tokens: int, answers: int, client: Client) -> None:
