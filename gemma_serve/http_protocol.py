@@ -238,5 +238,6 @@ def _write(cycle: RequestResponseCycle, data: bytes) -> bool:
     """Go on with an answer in chunks that has begun, as uvicorn's `send` would; False if it would wait."""
     if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
         return False
-    cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+    if data:  # an empty chunk would be the answer's end
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
     return True
