@@ -170,6 +170,9 @@ class Work:
 
     def leave(self) -> None:
         self._slot.leave()
+        record = current_request.get()
+        if record is not None and record.overdue and self.measures.outcome == "aborted":
+            self.measures.outcome = "timeout"
         self.measures.end()
 
 

@@ -112,6 +112,8 @@ async def test_a_deadline_ends_the_work(stream: bool) -> None:
         assert answer.json()["error"]["code"] == "deadline_exceeded"
         assert "0.05 s" in answer.json()["error"]["message"]
         assert engine.cancelled == 1
+        metrics = (await client.get("/metrics")).text
+        assert 'model_inference_total{model="gemma-demo",outcome="timeout"} 1.0' in metrics
 
 
 async def test_a_deadline_in_the_middle_is_the_streams_last_event() -> None:

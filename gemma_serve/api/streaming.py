@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from ..engine.base import Delta, Kind, TokenStream
 from ..errors import DeadlineExceeded, ServeError, ShuttingDown
 from ..generation import Delivery
+from ..logs import current_request
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -58,6 +59,8 @@ async def until_disconnect(receive: Receive, work: Awaitable[T], seconds: float 
     try:
         done, _ = await asyncio.wait((task, watcher), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if not done:
+            if (record := current_request.get()) is not None:
+                record.overdue = True
             raise DeadlineExceeded(f"The answer was not finished within {seconds:g} s.")
         if not task.done():
             raise ClientDisconnected
