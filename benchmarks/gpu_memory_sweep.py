@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import math
+import re
 import secrets
 import signal
 import subprocess
@@ -245,7 +246,9 @@ def predicted_blocks(shape: Shape, engine: Mapping[str, Any], row: Mapping[str, 
 
 
 def _reason(log: str) -> str:
-    """What the log's last error says; whole lines of it would make the table unreadable."""
+    """What the log's last error says; whole lines of it would make the report unreadable."""
+    if found := re.findall(r"\w*Error: ([^\"\\\n]{10,})", log):
+        return str(found[-1])[:300].strip()
     lines = [line for line in log.splitlines() if "Error" in line or "error" in line]
     return (lines or log.splitlines() or ["no log"])[-1].strip()[-300:]
 

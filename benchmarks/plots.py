@@ -19,7 +19,9 @@ def draw(rows: Sequence[Row], out: Path) -> list[Path]:
         return []
     matplotlib.use("svg")
     # The same file for the same rows, so that a commit shows what changed.
-    matplotlib.rcParams.update({"svg.hashsalt": "gemma_serve", "font.size": 9, "axes.grid": True})
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "gemma_serve", "svg.fonttype": "none", "font.size": 9, "axes.grid": True}
+    )
     if not rows:
         return []
     drawn = {

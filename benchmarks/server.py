@@ -76,7 +76,7 @@ class Server:
                     return
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.5)
-        raise StartFailed(log.read_text(errors="replace")[-3000:])
+        raise StartFailed(log.read_text(errors="replace")[-20_000:])
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
