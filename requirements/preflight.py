@@ -22,6 +22,7 @@ NVIDIA_DRIVER_MIN = 580  # CUDA 13, which the locked torch is built for
 
 # (program, Debian package): what the tests run besides Python.
 DEV_APT: tuple[tuple[str, str], ...] = (
+    ("chromium", "chromium"),
     ("haproxy", "haproxy"),
     ("nginx", "nginx"),
     ("prometheus", "prometheus"),
