@@ -41,8 +41,9 @@ export class Transcript {
 
   /** An answer has grown; rendered soon, and the rarer the longer that takes. */
   grew(message) {
-    if (this.#dirty) return;
+    const waits = this.#dirty !== null;
     this.#dirty = message;
+    if (waits) return;
     setTimeout(() => requestAnimationFrame(() => this.#renderDirty()), Math.max(0, this.#next - performance.now()));
   }
 
