@@ -50,6 +50,7 @@ function connectionState(name, error, seconds) {
   }[name];
   document.documentElement.dataset.connection = name;
   if (name === "refused") settings.askForKey();
+  if (name === "connected") say("");
   showStatus();
   show();
 }
@@ -83,8 +84,10 @@ async function ready(resumed, session) {
 function show() {
   transcript.show(chat);
   const { answering } = chat;
+  const focused = document.activeElement;
   stopButton.hidden = !answering;
   sendButton.hidden = answering;
+  if (focused?.hidden) (answering ? stopButton : question).focus(); // or the keyboard is nowhere
   sendButton.disabled = !question.value.trim();
   $("new-chat").disabled = answering || !connection.connected;
   editingLine.hidden = editing === null;
@@ -210,7 +213,10 @@ const dark = () => {
   const { theme } = document.documentElement.dataset;
   return theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 };
-const nameTheme = () => ($("theme").textContent = dark() ? "Light" : "Dark");
+function nameTheme() {
+  $("theme").textContent = dark() ? "Light" : "Dark";
+  $("theme").setAttribute("aria-label", dark() ? "Light theme" : "Dark theme");
+}
 $("theme").addEventListener("click", () => {
   const theme = dark() ? "light" : "dark";
   document.documentElement.dataset.theme = theme;
