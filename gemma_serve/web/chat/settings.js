@@ -35,14 +35,21 @@ export class Settings {
       this.#keep();
     });
     this.#system.addEventListener("input", () => tab.set("system", this.#system.value));
-    this.#key.addEventListener("change", () => {
-      tab.set("key", this.key);
+    let known = this.key;
+    const takeKey = () => {
+      if (this.key === known) return;
+      known = this.key;
+      tab.set("key", known);
       onKey();
-    });
+    };
+    this.#key.addEventListener("change", takeKey);
     this.#key.addEventListener("keydown", (event) => event.key === "Enter" && dialog.close());
     dialog.querySelector("#close-settings").addEventListener("click", () => dialog.close());
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // beside it
-    dialog.addEventListener("close", onClose);
+    dialog.addEventListener("close", () => {
+      takeKey(); // a field that vanishes with its dialog may not say that it has changed
+      onClose();
+    });
   }
 
   get key() {
