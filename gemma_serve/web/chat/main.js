@@ -97,6 +97,7 @@ async function submit() {
   const text = question.value;
   if (!text.trim() || chat.answering) return;
   if (!connection.connected) {
+    if (document.documentElement.dataset.connection === "refused") return settings.askForKey();
     connection.wake();
     return say("There is no connection to the server. The question stays here; send it once there is one.");
   }
