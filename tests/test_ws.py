@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Iterator
 
 import pytest
 import websockets
 
 from gemma_serve.drain import Drain
 
-from .chat_client import app_of, chatting, closed, ws
+from .chat_client import HELLO, app_of, chatting, closed, ws
 from .conftest import serving, start_fake
 from .fake_engine import FakeEngine
 
-HELLO = [("user", "Hi"), ("assistant", "Hello world")]
-
-
-@pytest.fixture(autouse=True)
-def _no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    caplog.set_level(logging.INFO, "gemma_serve")
-    yield
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+pytestmark = pytest.mark.usefixtures("no_errors")
 
 
 async def test_a_chat_is_streamed_and_remembered() -> None:

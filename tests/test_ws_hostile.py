@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -20,12 +18,7 @@ from .conftest import serving, until
 from .fake_engine import FakeEngine
 from .test_rate_limit import find_limiter
 
-
-@pytest.fixture(autouse=True)
-def _no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    caplog.set_level(logging.INFO, "gemma_serve")
-    yield
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+pytestmark = pytest.mark.usefixtures("no_errors")
 
 
 WRONG: dict[str, tuple[str | bytes, str | None, str | None]] = {
