@@ -242,7 +242,7 @@ async def test_what_goes_wrong_is_told_in_plain_words() -> None:
         assert await status.inner_text() == "This server needs an API key."
         await page.locator("#key").fill("sk-wrong")
         await page.locator("#key").press("Enter")
-        await page.get_by_text("does not know this API key").wait_for()
+        await page.locator("#key-problem", has_text="does not know this API key").wait_for()
         await page.locator("#key").fill(KEY)
         await page.locator("#key").press("Enter")
         await connected(page)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 import websockets
+from starlette.types import Message
 
+from gemma_serve.api.streaming import WRITE
+from gemma_serve.api.ws_outbox import Outbox
+from gemma_serve.api.ws_tokens import Tokens
 from gemma_serve.drain import Drain
+from gemma_serve.engine.base import Delta
 
 from .chat_client import HELLO, app_of, chatting, closed, ws
 from .conftest import serving, start_fake
@@ -199,3 +205,52 @@ async def test_a_server_that_is_stopped_lets_its_chats_go() -> None:
             assert ([reply["data"] for reply in replies], code) == ([{"reason": "shutdown"}], 1001)
     finally:
         assert await asyncio.to_thread(server.end) == 0
+
+
+# --- below the protocol
+
+
+async def test_what_could_not_be_sent_at_once_goes_together_and_in_order() -> None:
+    sent: list[bytes] = []
+    room = False
+
+    def write(texts: list[bytes]) -> bool:
+        sent.extend(texts if room else [])
+        return room
+
+    async def send(event: Message) -> None:
+        sent.append(event["text"].encode())
+
+    tokens = Tokens(Outbox({"extensions": {WRITE: write}}, send), "1", wanted=True)
+    for delta in (Delta(0, "", delta={"reasoning": "Hm"}), Delta(0, "Hel"), Delta(0, "lo")):
+        tokens.put(delta)
+        assert not tokens.flush()
+    await tokens.drain()
+    room = True
+    tokens.put(Delta(0, " world", "stop"))
+    assert tokens.flush()
+    data = [json.loads(text)["data"] for text in sent]
+    assert data == [{"reasoning": "Hm"}, {"text": "Hello"}, {"text": " world"}]
+    assert (tokens.text, tokens.reasoning, tokens.finish_reason) == ("Hello world", "Hm", "stop")
+
+
+async def test_nothing_overtakes_a_message_that_waits() -> None:
+    sent: list[str] = []
+    room = asyncio.Event()
+
+    async def send(event: Message) -> None:
+        await room.wait()
+        sent.append(event["text"])
+
+    def write(texts: list[bytes]) -> bool:
+        sent.extend(text.decode() for text in texts)
+        return True
+
+    out = Outbox({"extensions": {WRITE: write}}, send)
+    first = asyncio.create_task(out.send(b"first"))
+    await asyncio.sleep(0)
+    assert not out.write([b"second"])
+    room.set()
+    await first
+    assert out.write([b"second"])
+    assert sent == ["first", "second"]

@@ -49,7 +49,7 @@ function connectionState(name, error, seconds) {
     asleep: "Disconnected after a long silence; the next question connects again.",
   }[name];
   document.documentElement.dataset.connection = name;
-  if (name === "refused") settings.askForKey();
+  if (name === "refused") settings.askForKey(words);
   if (name === "connected") say("");
   showStatus();
   show();
@@ -57,6 +57,7 @@ function connectionState(name, error, seconds) {
 
 function showStatus() {
   const text = connection.connected && serverState ? `Connected; the server is not ready (${serverState})` : status;
+  document.documentElement.toggleAttribute("data-not-ready", Boolean(serverState));
   if ($("status").textContent !== text) $("status").textContent = text; // or it is read out again
 }
 
@@ -65,6 +66,11 @@ function showModels(models) {
   const chosen = select.value;
   select.replaceChildren(...models.map(({ id }) => new Option(id, id, false, id === chosen)));
   select.disabled = models.length === 0;
+  nameModel();
+}
+
+function nameModel() {
+  $("empty-model").textContent = $("model").value || "the model";
 }
 
 async function ready(resumed, session) {
@@ -97,7 +103,7 @@ async function submit() {
   const text = question.value;
   if (!text.trim() || chat.answering) return;
   if (!connection.connected) {
-    if (document.documentElement.dataset.connection === "refused") return settings.askForKey();
+    if (document.documentElement.dataset.connection === "refused") return settings.askForKey(status);
     connection.wake();
     return say("There is no connection to the server. The question stays here; send it once there is one.");
   }
@@ -191,6 +197,7 @@ $("new-chat").addEventListener("click", () => {
   attempt(() => chat.begin());
   question.focus();
 });
+$("model").addEventListener("change", nameModel);
 $("open-settings").addEventListener("click", () => settings.open());
 $("transcript").addEventListener("click", ({ target }) => {
   if (target.tagName !== "BUTTON") return;

@@ -72,13 +72,22 @@ export class Settings {
   }
 
   open() {
+    this.#problem("");
     if (!this.#dialog.open) this.#dialog.showModal();
   }
 
-  askForKey() {
+  /** `problem`: why another one is needed. */
+  askForKey(problem) {
     this.open();
+    this.#problem(problem);
     this.#key.focus();
     this.#key.select();
+  }
+
+  #problem(text) {
+    const line = this.#dialog.querySelector("#key-problem");
+    line.textContent = text;
+    line.hidden = !text;
   }
 
   #inputs() {
