@@ -23,9 +23,17 @@ if TYPE_CHECKING:
 SCREENSHOTS = Path(os.environ.get("PAGE_SCREENSHOTS", ROOT / "build" / "screenshots"))
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 
+
+def _find_chromium() -> str | None:
+    """Not Ubuntu's, which is a snap: it cannot see the profile that Playwright makes for it."""
+    found = shutil.which("chromium")
+    return found if found and Path(found).resolve().name != "snap" else None
+
+
+CHROMIUM = _find_chromium()
 needs_chromium = pytest.mark.skipif(
-    importlib.util.find_spec("playwright") is None or shutil.which("chromium") is None,
-    reason="no browser: apt-get install -y chromium, and make setup-dev for playwright",
+    importlib.util.find_spec("playwright") is None or CHROMIUM is None,
+    reason="no browser: apt-get install -y chromium, on Debian, and make setup-dev for playwright",
 )
 
 
@@ -67,7 +75,7 @@ async def opened(
     async with async_playwright() as playwright:
         # --no-sandbox: CI runs as root, where Chromium's sandbox does not start.
         browser = await playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
         )
         try:
             context = await browser.new_context(
