@@ -26,8 +26,8 @@ _OVERHEAD = 256  # bytes of a session besides its history
 _MOST_CLIENTS = 10_000  # whose sessions are counted in memory
 _UNLIMITED = 2**53
 
-# Write version ARGV[1] unless somebody else has written it, or a later one, meanwhile. KEYS[2] has the client's
-# sessions by their last use: when they are more than ARGV[5], the first of them go.
+# Write version ARGV[1] unless somebody else has written it, or a later one, meanwhile. KEYS[2] has the
+# sessions of the client by their last use: when they are more than ARGV[5], the first of them go.
 _WRITE = """
 if tonumber(redis.call('HGET', KEYS[1], 'version') or 0) >= tonumber(ARGV[1]) then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'data', ARGV[2])

@@ -112,9 +112,7 @@ async def test_a_client_keeps_so_many_and_those_used_last(
     sessions = open_sessions(storage, stack, max_sessions_per_client=3)
 
     async def kept(names: list[str], client: str) -> list[int]:
-        current_client.set(
-            Client("ip:192.0.2.9")
-        )  # looking at them is no use of them: it has no part in them
+        current_client.set(Client("ip:192.0.2.9"))  # who has no part in them: to look is not to use
         return [at for at, name in enumerate(names) if await sessions.find(name, client) is not None]
 
     async def write(client: str, name: str) -> None:
