@@ -94,8 +94,7 @@ class Cable:
     """A TCP relay to the server, to be cut and mended: what a broken network is to a page."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self.lead_to(url)
         self._whole = True
         self._writers: set[asyncio.StreamWriter] = set()
         self.url = ""
@@ -109,6 +108,11 @@ class Cable:
         finally:
             self.cut()
             server.close()
+
+    def lead_to(self, url: str) -> None:
+        """Of connections from now on."""
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
 
     def cut(self) -> None:
         self._whole = False

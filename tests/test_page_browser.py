@@ -22,17 +22,22 @@ if TYPE_CHECKING:
 pytestmark = [needs_chromium, pytest.mark.slow]
 
 KEY = "sk-page-0123456789abcdef"
-MARKDOWN = """# A title
-
-Some **bold** words, a [link](https://example.com) and `code`.
+MARKDOWN = """To reverse a **linked list**, walk it once and turn each pointer around:
 
 ```python
-print("Hello")
+def reverse(head):
+    previous = None
+    while head is not None:
+        head.next, previous, head = previous, head, head.next
+    return previous
 ```
 
-| Model | Parameters |
-|---|---|
-| gemma-demo | 3.5 million |
+| Way | Time | Memory |
+|---|---|---|
+| this loop | O(n) | O(1) |
+| recursion | O(n) | O(n) |
+
+At the end `previous` is the new head, see [Wikipedia](https://en.wikipedia.org/wiki/Linked_list).
 """
 ALLOWED = {
     *(
@@ -263,13 +268,13 @@ async def test_what_goes_wrong_is_told_in_plain_words() -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("theme", ["light", "dark"])
 async def test_how_it_looks(size: str, theme: str) -> None:
-    engine = FakeEngine((MARKDOWN,))
+    engine = FakeEngine(tuple(re.findall(r"\s*\S+", MARKDOWN)), pause=0.02)
     async with (
         serving(create_app(settings(), engine)) as url,
         opened(url, size=size, dark=theme == "dark") as (page, _),
     ):
         await connected(page)
-        await ask(page, "Show me what you can write.")
+        await ask(page, "How do I reverse a linked list?")
         await answered(page, 1)
         assert await page.locator(".copy-code").count() == 1
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")

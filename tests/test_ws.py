@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 import websockets
@@ -12,6 +13,7 @@ from starlette.types import Message
 from gemma_serve.api.streaming import WRITE
 from gemma_serve.api.ws_outbox import Outbox
 from gemma_serve.api.ws_tokens import Tokens
+from gemma_serve.chat_protocol import Sampling
 from gemma_serve.drain import Drain
 from gemma_serve.engine.base import Delta
 
@@ -60,6 +62,39 @@ async def test_without_streaming_only_the_message_comes() -> None:
     async with serving(app_of()) as url, chatting(url) as chat:
         await chat.send("chat", message="Hi", stream=False)
         assert [reply["type"] for reply in await chat.replies()] == ["message"]
+
+
+async def test_the_parameters_of_an_answer_reach_the_engine() -> None:
+    engine = FakeEngine()
+    given: dict[str, Any] = {
+        "model": "gemma-demo",
+        "max_tokens": 9,
+        "max_completion_tokens": 9,
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "top_k": 5,
+        "min_p": 0.1,
+        "frequency_penalty": 0.1,
+        "presence_penalty": 0.1,
+        "repetition_penalty": 1.1,
+        "length_penalty": 1.1,
+        "logit_bias": {"5": 1.0},
+        "bad_words": ["x"],
+        "seed": 1,
+        "stop": ["x"],
+        "stop_token_ids": [1],
+        "min_tokens": 1,
+        "ignore_eos": True,
+        "response_format": {"type": "json_object"},
+        "structured_outputs": {"choice": ["x"]},
+        "reasoning_effort": "none",
+        "chat_template_kwargs": {"x": 1},
+    }
+    assert given.keys() == Sampling.model_fields.keys()
+    async with serving(app_of(engine)) as url, chatting(url) as chat:
+        for kind, data in (("chat", given | {"message": "Hi"}), ("regenerate", given)):
+            assert (await chat.ask(kind, **data))["type"] == "message"
+            assert engine.requests[-1].body.items() >= given.items()
 
 
 async def test_a_question_is_answered_again_or_edited() -> None:
