@@ -129,6 +129,15 @@ async def test_a_history_as_large_as_may_be_is_shown() -> None:
             await answers(page).first.wait_for(state="detached")
 
 
+async def test_markdown_that_would_take_for_ever_is_shown_as_it_stands() -> None:
+    bomb = "**a _" * 4_000
+    async with serving(create_app(settings(), FakeEngine((bomb,)))) as url, opened(url) as (page, _):
+        await connected(page)
+        await ask(page, "Hi")
+        await answered(page, 1)
+        assert await answers(page).locator(".plain").inner_text() == bomb
+
+
 async def focused(page: Page) -> str:
     return str(await page.evaluate("document.activeElement.id || document.activeElement.className"))
 

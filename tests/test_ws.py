@@ -268,6 +268,11 @@ async def test_what_could_not_be_sent_at_once_goes_together_and_in_order() -> No
     assert data == [{"reasoning": "Hm"}, {"text": "Hello"}, {"text": " world"}]
     assert (tokens.text, tokens.reasoning, tokens.finish_reason) == ("Hello world", "Hm", "stop")
 
+    tokens.put(Delta(0, "!"))
+    tokens.end()
+    assert tokens.flush() and len(sent) == 3  # too late, after what ended the answer
+    assert tokens.text == "Hello world!"
+
 
 async def test_nothing_overtakes_a_message_that_waits() -> None:
     sent: list[str] = []

@@ -97,6 +97,7 @@ class Answer:
             await stream.feed(self._tokens)
         finally:
             await stream.aclose()
+            self._tokens.end()
             self._usage = stream.tokens.usage
 
     async def keep(self, sessions: Sessions, session_id: str, owner: str) -> None:

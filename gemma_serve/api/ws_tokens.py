@@ -71,6 +71,11 @@ class Tokens:
             for message in messages:
                 await self._out.send(message)
 
+    def end(self) -> None:
+        """Send no more: the engine may hold a flush back until after the message that ends the answer."""
+        self._wanted = False
+        self._unsent.clear()
+
     def _messages(self) -> list[bytes]:
         return [
             token(head, "".join(text for _, text in parts))

@@ -37,8 +37,14 @@ const marked = new Marked({
   },
 });
 
-/** A fragment of safe elements; as it stands where it is no Markdown that can be read. */
+// In characters, of a text and of a part without an empty line. The time that marked takes grows with the square of
+// the latter (`**a _` many times), and the page stands still for it.
+const MOST = 100_000;
+const MOST_AT_ONCE = 10_000;
+
+/** A fragment of safe elements; as it stands where it is no Markdown that can be read, or too much. */
 export function rendered(text) {
+  if (text.length > MOST || text.split(/\n[ \t]*\n/).some((part) => part.length > MOST_AT_ONCE)) return plain(text);
   let html;
   try {
     html = marked.parse(text);
