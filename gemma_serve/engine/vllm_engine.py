@@ -43,6 +43,7 @@ from .greedy import RepeatedStream, copies, repeat_answer
 from .identity import identity_of
 from .media import register_connector
 from .relay import Relay, embeds, refuse_what_the_model_cannot
+from .short_prompts import keep_short_prompts_here
 from .supervisor import Supervisor
 from .vllm_errors import map_error, mapped_errors, raise_for_error
 from .vllm_names import GenerationError
@@ -330,6 +331,7 @@ async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLM
     supervisor.flushes.longest = settings.performance.flush_ms / 1000
     await llm.reset_mm_cache()
     await llm.get_supported_tasks()  # asked once, so that no request has to ask an engine that is down
+    keep_short_prompts_here(llm.renderer)
     serving = VLLMServing(settings, supervisor)
     await asyncio.to_thread(serving.renderer.warmup)
     freeze_gc_heap()  # a full collection over what stays for ever stops every stream for 60 to 250 ms
