@@ -29,12 +29,7 @@ from ..chat_protocol import (
 )
 from ..clients import Client, current_client
 from ..connections import Connections, Reason
-from ..errors import (
-    Conflict,
-    DeadlineExceeded,
-    ServeError,
-    ShuttingDown,
-)
+from ..errors import Conflict, DeadlineExceeded, ServeError, ShuttingDown
 from ..generation import Generator
 from ..logs import RequestRecord, current_request
 from ..models import Models
