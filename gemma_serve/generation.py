@@ -17,7 +17,7 @@ from .errors import ServeError
 from .logs import RequestRecord, current_request
 from .metrics import Inference, Metrics
 from .rate_limit import abandon, reserve_tokens
-from .token_usage import estimate_tokens, note_answer, note_event
+from .token_usage import estimate_tokens, note_answer, note_event, prompt_count
 
 _WITHOUT_ENGINE = {"tokenize", "detokenize", "count_tokens"}
 
@@ -78,7 +78,8 @@ class Generator:
             answer = await self._engine.relay(kind, body)
             assert isinstance(answer, dict)
             return answer
-        work = await self._enter(body, size, body["model"])
+        answers = prompt_count(body, "input") if kind == "embeddings" else 1
+        work = await self._enter(body, size, body["model"], answers)
         try:
             answer = await self._engine.relay(kind, body)
         except BaseException as error:
@@ -169,6 +170,9 @@ class Work:
 
     def leave(self) -> None:
         self._slot.leave()
+        record = current_request.get()
+        if record is not None and record.overdue and self.measures.outcome == "aborted":
+            self.measures.outcome = "timeout"
         self.measures.end()
 
 

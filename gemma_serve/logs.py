@@ -37,6 +37,8 @@ class RequestRecord:
     """Of the answer, once it has begun."""
     finished: bool = False
     """Has the whole answer been sent?"""
+    overdue: bool = False
+    """Has its time run out before its answer was made?"""
 
     @property
     def final_status(self) -> int:
