@@ -1,4 +1,4 @@
-"""`gemma-server`: serve, node, check, keys, chat."""
+"""`gemma-server`: serve, node, check, plan, keys, chat."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from . import __version__, cli_chat, cli_keys
+from . import __version__, cli_chat, cli_keys, cli_plan
 from .errors import StartupError
 from .settings import Settings, fields, load_with_sources, masked, source_of, variable_name
 
@@ -75,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(run=run)
         _add_settings(command)
+    plan = commands.add_parser(
+        "plan",
+        help="compute what fits on a GPU: weights, KV cache, how many users, which settings",
+        description="Compute what fits on a GPU. Needs neither the GPU nor the weights.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cli_plan.add_arguments(plan)
     keys = commands.add_parser(
         "keys",
         help="create, list, revoke and verify API keys; show their usage",
