@@ -15,6 +15,7 @@ from .drain import Drain
 from .engine.base import Engine
 from .engine.installed import vllm_version
 from .metrics import Metrics
+from .models import Models
 from .settings import Settings, digest
 from .stats import Stats
 from .storage import SharedStorage
@@ -25,6 +26,7 @@ class Health:
         self,
         settings: Settings,
         engine: Engine,
+        models: Models,
         admission: Admission,
         drain: Drain,
         stats: Stats,
@@ -32,7 +34,7 @@ class Health:
         storage: SharedStorage | None = None,
         cache: ResponseCache | None = None,
     ) -> None:
-        self._model = settings.model
+        self._models = models
         self._engine = engine
         self._admission = admission
         self._drain = drain
@@ -78,12 +80,7 @@ class Health:
             "versions": self._versions,
             "started": _moment(self._started),
             "uptime_seconds": round(time.time() - self._started, 3),
-            "model": {
-                "id": self._model.id,
-                "name": self._model.name,
-                "aliases": list(self._model.aliases),
-                "max_model_len": self._engine.model_length() or self._model.max_length,
-            },
+            "model": self._models.summary(),
             "device": device
             and {
                 "type": device.type,

@@ -17,8 +17,10 @@ from gemma_serve.cache import ResponseCache
 from gemma_serve.cached_generation import CachedGenerator
 from gemma_serve.engine.base import Delta, GenerationRequest
 from gemma_serve.engine.lifecycle import VLLMEngine
+from gemma_serve.engine.switch import EngineSwitch
 from gemma_serve.errors import ServeError
 from gemma_serve.metrics import Metrics
+from gemma_serve.models import Models
 
 from .chat_client import chatting
 from .conftest import InProcess, serving, until
@@ -132,7 +134,8 @@ async def test_who_waits_goes_on_when_who_began_leaves_the_queue() -> None:
 
 def generator_of(engine: FakeEngine) -> CachedGenerator:
     admission = Admission(settings().queue, engine.capacity)
-    return CachedGenerator(engine, admission, Metrics(), ResponseCache(settings().cache))
+    models = Models(settings(), EngineSwitch(settings(), lambda _: engine))
+    return CachedGenerator(engine, models, admission, Metrics(), ResponseCache(settings().cache))
 
 
 class Words:

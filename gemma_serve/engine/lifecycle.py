@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import logs
-from ..errors import StartupError
+from ..errors import NotImplementedHere, ServeError, StartupError
 from ..settings import Settings
 from . import environment
 from .base import (
@@ -69,6 +69,8 @@ class VLLMEngine:
         self._loader: threading.Thread | None = None
         self._spawning = False
         self._sockets: str | None = None
+        self._variables: set[str] = set()
+        self._weights_dropped = False
         self._stopping = False
 
     async def start(self) -> None:
@@ -118,11 +120,12 @@ class VLLMEngine:
 
     def _load(self) -> AsyncLLM:
         self._phase("importing vLLM")
-        environment.prepare(self._settings)
+        self._variables = environment.prepare(self._settings)
         self._sockets = tempfile.mkdtemp(prefix="gemma-serve-")
         if len(self._sockets) + _SOCKET_NAME <= _LONGEST_SOCKET_PATH:
             # vLLM leaves its sockets behind; `stop` does not
             os.environ["VLLM_RPC_BASE_PATH"] = self._sockets
+            self._variables.add("VLLM_RPC_BASE_PATH")
         try:
             from .vllm_engine import EngineBuilder
         except ImportError as error:
@@ -210,6 +213,52 @@ class VLLMEngine:
             self._llm.output_handler.cancel()  # it would take the end of the engine's process for a crash
         await asyncio.to_thread(self._end)
 
+    async def check(self) -> None:
+        def arguments() -> None:
+            from .vllm_engine import engine_arguments
+
+            try:
+                engine_arguments(self._settings)
+            except Exception as error:
+                raise StartupError(sentence(error, self._settings.model.name)) from error
+
+        await asyncio.to_thread(arguments)
+
+    def abandon(self, error: ServeError) -> None:
+        self.status.set(EngineState.UNLOADED)
+        if self._core is not None:
+            self._core.abandon(error)
+
+    def require_sleep(self) -> None:
+        if self._llm is None or not self._llm.model_config.enable_sleep_mode:
+            raise NotImplementedHere(
+                "This model cannot sleep: it was loaded without engine.enable_sleep_mode, which needs a GPU. "
+                "Unload it instead."
+            )
+
+    async def sleep(self, level: int) -> None:
+        self.require_sleep()
+        assert self._llm is not None
+        self._weights_dropped = level > 1
+        await self._llm.sleep(level)
+
+    async def wake(self) -> None:
+        assert self._llm is not None
+        if self._weights_dropped:
+            await self._llm.wake_up(["weights"])
+            await self._llm.collective_rpc("reload_weights")
+            await self._llm.wake_up(["kv_cache"])
+        else:
+            await self._llm.wake_up()
+
+    async def load_adapter(self, name: str, path: str) -> LoadedModel:
+        serving = self._ready()
+        assert self._loaded is not None
+        return await serving.adapters.load(name, path, self._loaded)
+
+    async def unload_adapter(self, name: str) -> None:
+        await self._ready().adapters.unload(name)
+
     def _end(self) -> None:
         if self._llm is not None:
             self._llm.shutdown(timeout=5)
@@ -225,6 +274,8 @@ class VLLMEngine:
             self._footprint.remove()
         if self._sockets is not None:
             shutil.rmtree(self._sockets, ignore_errors=True)
+        for name in self._variables:  # the next model is to have its own
+            os.environ.pop(name, None)
 
     async def _in_daemon_thread(self, work: Callable[[], T]) -> T:
         """As `asyncio.to_thread`, but the end of the process does not wait for `work`."""

@@ -34,6 +34,7 @@ from .. import demo_model
 from ..engine_fields import ENGINE_FIELDS
 from ..errors import ContextLengthExceeded, InvalidRequest, StartupError
 from ..settings import DEMO_MODEL, Settings
+from .adapters import Adapters
 from .base import EngineStatus, GenerationRequest, LoadedModel, TokenStream, Usage
 from .chat_template import TemplateVariables
 from .fail_fast import validator
@@ -52,6 +53,7 @@ from .vllm_serving import (
     completion_answer,
     generation_failed,
 )
+from .warm_up import warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class EngineBuilder:
     """
 
     def __init__(self, settings: Settings, set_phase: Callable[[str], None]) -> None:
+        envs.disable_envs_cache()  # a model before this one had other sockets
         set_phase("reading the model's configuration")
         self._args = AsyncEngineArgs(**engine_arguments(settings))
         self._config = self._args.create_engine_config()
@@ -220,6 +223,8 @@ class VLLMServing:
             enable_prompt_tokens_details=True,
         )
 
+        self.adapters = Adapters(supervisor, models)
+        self._family = family
         self._variables = TemplateVariables(shared["chat_template"], supervisor.model_config, tokenizer)
         self.relay = Relay(supervisor, models, self.renderer, self._variables, **shared)
 
@@ -227,7 +232,11 @@ class VLLMServing:
         """Reads the model's folder, if it is one."""
         defaults = self.chat.default_sampling_params
         identity = identity_of(settings, _model_path(settings), defaults)
-        return LoadedModel(identity, defaults.get("temperature", 1.0))
+        config = self.supervisor.model_config.hf_config
+        media = {"image": "vision_config", "audio": "audio_config"}
+        more = [name for name, part in media.items() if getattr(config, part, None) is not None]
+        temperature = defaults.get("temperature", 1.0)
+        return LoadedModel(identity, temperature, self._family.name, ("text", *more))
 
     async def complete(self, request: GenerationRequest) -> tuple[dict[str, Any], Usage]:
         with mapped_errors():
@@ -331,4 +340,5 @@ async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLM
     await llm.get_supported_tasks()  # asked once, so that no request has to ask an engine that is down
     serving = VLLMServing(settings, supervisor)
     await asyncio.to_thread(serving.renderer.warmup)
+    await warm_up(llm, settings.loading.warm_up_requests)
     return serving

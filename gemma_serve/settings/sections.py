@@ -119,6 +119,17 @@ class ModelSettings(Section):
         return self.served_name or self.name.rstrip("/").rsplit("/", 1)[-1]
 
 
+class LoadingSettings(Section):
+    autoload: bool = False
+    """Load a model of `models` when a request asks for it, in place of the one that runs."""
+    wait_seconds: float = Field(default=0, ge=0)
+    """How long a request waits while its model is loaded; 0 refuses it at once, with `Retry-After`."""
+    drain_seconds: float = Field(default=60, ge=0)
+    """How long requests may take to finish before their model is unloaded, or another takes its place."""
+    warm_up_requests: int = Field(default=0, ge=0, le=64)
+    """Short generations after a load, before the model is ready, so that no client pays for what is first."""
+
+
 class SecuritySettings(Section):
     api_key_required: bool | None = None
     """Refuse requests without a valid API key; by default when there are keys."""
