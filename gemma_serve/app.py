@@ -115,7 +115,7 @@ def create_app(
     def log_change(status: EngineStatus) -> None:
         level = logging.CRITICAL if status.failed else logging.INFO
         words = [str(status.state), *filter(None, (status.phase, status.error))]
-        logger.log(level, "%s: %s", models.subject, ", ".join(words))
+        logger.log(level, "%s: %s", models.default, ", ".join(words))
         on_change(status)
 
     @contextlib.asynccontextmanager

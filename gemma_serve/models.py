@@ -111,13 +111,10 @@ class Models:
 
     @property
     def default(self) -> str:
-        """The model that answers who names none: the one that runs, or the first."""
+        """The model that answers who names none: the one that runs, or is about to, or the first."""
+        if self._change is not None:
+            return self._change.model
         return self._switch.model or next(iter(self._configured))
-
-    @property
-    def subject(self) -> str:
-        """The model that the engine's state is about."""
-        return self._change.model if self._change is not None else self.default
 
     def _base(self, served: str) -> str:
         adapter = self._adapters.get(served)
@@ -401,7 +398,7 @@ class Models:
         status = self._switch.status
         if self._change is not None or status.state is EngineState.LOADING:
             doing = self._change.state if self._change is not None else "loading"
-            raise Conflict(f"The server is {doing} {self.subject!r}: wait until that is done.", param="model")
+            raise Conflict(f"The server is {doing} {self.default!r}: wait until that is done.", param="model")
         if status.failed or status.state is EngineState.STOPPED:
             status.require_serving()
         self._change = _Change(state, model)
@@ -445,7 +442,7 @@ class Models:
 
     async def _go_back(self, before: Settings, error: str) -> None:
         model = before.model.id
-        logger.error("%s could not be loaded, so %s is loaded again: %s", self.subject, model, error)
+        logger.error("%s could not be loaded, so %s is loaded again: %s", self.default, model, error)
         self._change = _Change("loading", model)
         try:
             await self._switch.run(before)

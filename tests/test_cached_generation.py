@@ -165,7 +165,7 @@ async def test_nobody_waits_for_who_reads_slowly() -> None:
             await read_again.wait()
 
     question = {"messages": [], "temperature": 0, "stream": True}
-    requests = [GenerationRequest("chat", question, name, "gemma") for name in "abc"]
+    requests = [GenerationRequest("chat", question, name, "gemma-demo") for name in "abc"]
     slow, quick = Slow(), Words()
     first, second, third = [await generator.stream(request) for request in requests]
     reading = asyncio.create_task(first.feed(slow))
@@ -192,7 +192,7 @@ async def test_who_fails_to_write_fails_alone() -> None:
     generator = generator_of(engine := FakeEngine())
     await engine.start()
     question = {"messages": [], "temperature": 0, "stream": True}
-    requests = [GenerationRequest("chat", question, name, "gemma") for name in "ab"]
+    requests = [GenerationRequest("chat", question, name, "gemma-demo") for name in "ab"]
     first, second = [await generator.stream(request) for request in requests]
     quick = Words()
     told = await asyncio.gather(first.feed(Broken()), second.feed(quick), return_exceptions=True)
