@@ -137,7 +137,7 @@ def create_app(
             await stack.enter_async_context(connections.swept())
             if cache is not None:
                 stack.push_async_callback(cache.aclose)
-            stack.push_async_callback(models.stop)
+            stack.push_async_callback(models.changes.stop)
             await switch.start()
             await stack.enter_async_context(stats.running())
             yield

@@ -49,7 +49,7 @@ def router(models: Models, max_json_depth: int) -> APIRouter:
     )
     async def load(model: str, wait: Wait = False) -> Response:
         """In place of the one that runs; should it not load, that one comes back. Needs an admin key."""
-        return await outcome(model, models.load(model), wait)
+        return await outcome(model, models.changes.load(model), wait)
 
     @routes.post(
         "/v1/models/{model:path}/unload",
@@ -59,7 +59,7 @@ def router(models: Models, max_json_depth: int) -> APIRouter:
     )
     async def unload(model: str, wait: Wait = False) -> Response:
         """Its requests finish first. Needs an admin key."""
-        return await outcome(model, models.unload(model), wait)
+        return await outcome(model, models.changes.unload(model), wait)
 
     @routes.post(
         "/v1/models/{model:path}/sleep",
@@ -69,7 +69,7 @@ def router(models: Models, max_json_depth: int) -> APIRouter:
     )
     async def sleep(model: str, level: Level = 1, wait: Wait = False) -> Response:
         """Its requests finish first. Needs `engine.enable_sleep_mode` and an admin key."""
-        return await outcome(model, models.sleep(model, level), wait)
+        return await outcome(model, models.changes.sleep(model, level), wait)
 
     @routes.post(
         "/v1/models/{model:path}/wake",
@@ -79,7 +79,7 @@ def router(models: Models, max_json_depth: int) -> APIRouter:
     )
     async def wake(model: str, wait: Wait = False) -> Response:
         """Needs an admin key."""
-        return await outcome(model, models.wake(model), wait)
+        return await outcome(model, models.changes.wake(model), wait)
 
     @routes.post(
         "/v1/models/{model:path}/adapters",

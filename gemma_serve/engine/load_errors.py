@@ -41,7 +41,7 @@ def sentence(error: object, name: str) -> str:
     if any(hint in lowered for hint in _NOT_FOUND):
         return (
             f"the model {name!r} was found neither as a local folder nor on Hugging Face: "
-            "check GEMMA_MODEL_NAME, the network, and HF_TOKEN for gated models"
+            "check its name, the network, and HF_TOKEN for gated models"
         )
     if "out of memory" in lowered:
         return (
