@@ -28,7 +28,12 @@ from gemma_serve.engine.installed import vllm_version
 from gemma_serve.engine.resume import STATELESS
 from gemma_serve.engine.supervisor import Supervisor
 from gemma_serve.engine.vllm_errors import map_error, raise_for_error
-from gemma_serve.engine.vllm_names import ErrorInfo, ErrorResponse
+from gemma_serve.engine.vllm_names import (
+    ErrorInfo,
+    ErrorResponse,
+    LoadLoRAAdapterRequest,
+    UnloadLoRAAdapterRequest,
+)
 from gemma_serve.engine.vllm_serving import ChatServing, CompletionServing
 from gemma_serve.errors import InvalidRequest, ModelNotFound, ServeError, Unavailable
 
@@ -170,3 +175,26 @@ def test_what_the_report_reads_is_there() -> None:
     assert "kv_cache_memory_bytes" in CacheConfig.__dataclass_fields__
     assert '"vllm:generation_tokens"' in inspect.getsource(loggers)
     assert loggers.PrometheusStatLogger._counter_cls is prometheus_client.Counter
+
+
+def test_models_can_be_changed() -> None:
+    from vllm import envs
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+    from vllm.platforms.cpu import CpuPlatform
+    from vllm.renderers.base import BaseRenderer
+    from vllm.renderers.inputs.preprocess import parse_model_prompt
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    assert callable(envs.disable_envs_cache)
+    assert "unregister_vllm_metrics()" in inspect.getsource(PrometheusStatLogger.__init__)
+    for name in ("sleep", "wake_up", "remove_lora", "reset_prefix_cache", "collective_rpc"):
+        assert inspect.iscoroutinefunction(getattr(AsyncLLM, name)), name
+    assert list(inspect.signature(AsyncLLM.sleep).parameters)[1] == "level"
+    assert list(inspect.signature(AsyncLLM.wake_up).parameters)[1] == "tags"
+    for name in ("load_lora_adapter", "unload_lora_adapter"):
+        assert inspect.iscoroutinefunction(getattr(OpenAIServingModels, name)), name
+    assert {"lora_name", "lora_path"} <= LoadLoRAAdapterRequest.model_fields.keys()
+    assert "lora_name" in UnloadLoRAAdapterRequest.model_fields
+    assert list(inspect.signature(parse_model_prompt).parameters) == ["model_config", "prompt"]
+    assert list(inspect.signature(BaseRenderer.render_cmpl).parameters)[1] == "prompts"
+    assert not CpuPlatform().is_sleep_mode_available()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
-from ..errors import InvalidRequest, NotImplementedHere
+from ..errors import Conflict, InvalidRequest, NotImplementedHere
 from .base import LoadedModel
 from .identity import files
 from .supervisor import Supervisor
@@ -23,6 +23,7 @@ class Adapters:
     def __init__(self, supervisor: Supervisor, models: OpenAIServingModels) -> None:
         self._supervisor = supervisor
         self._models = models
+        self._known: set[tuple[str, str]] = set()
 
     async def load(self, name: str, path: str, model: LoadedModel) -> LoadedModel:
         """What `model` becomes with it. Raises `ServeError`."""
@@ -32,9 +33,17 @@ class Adapters:
                 "engine.max_lora_rank to their rank."
             )
         parts = await asyncio.to_thread(_describe, path)
+        # vLLM tells the cached prefixes of adapters apart by name and path, whatever is in the files by now.
+        if (name, path) in self._known and not await self._supervisor.reset_prefix_cache():
+            raise Conflict(
+                f"The engine still has prefixes that {name!r:.100} computed when it was loaded from there "
+                "before: try again when no requests run, or load it from another path.",
+                param="path",
+            )
         with mapped_errors():
             request = LoadLoRAAdapterRequest(lora_name=name, lora_path=path)
             raise_for_error(await self._models.load_lora_adapter(request))
+        self._known.add((name, path))
         identity = hashlib.sha256("\n".join((model.identity, *parts)).encode()).hexdigest()
         return dataclasses.replace(model, identity=identity)
 

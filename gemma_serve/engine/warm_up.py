@@ -15,7 +15,7 @@ _PROMPT, _TOKENS = "Hello", 8
 
 async def warm_up(llm: AsyncLLM, requests: int) -> None:
     """`requests` at once. One that fails says so in the log: the model may serve all the same."""
-    if llm.model_config.runner_type == "pooling":
+    if not requests or llm.model_config.runner_type == "pooling":
         return
     work = (_generate(llm, f"warm-up-{number}") for number in range(requests))
     for outcome in await asyncio.gather(*work, return_exceptions=True):
@@ -24,5 +24,8 @@ async def warm_up(llm: AsyncLLM, requests: int) -> None:
 
 
 async def _generate(llm: AsyncLLM, name: str) -> None:
-    async for _ in llm.generate(_PROMPT, SamplingParams(max_tokens=_TOKENS, ignore_eos=True), name):
+    from vllm.renderers.inputs.preprocess import parse_model_prompt  # not in every version
+
+    (prompt,) = llm.renderer.render_cmpl([parse_model_prompt(llm.model_config, _PROMPT)])
+    async for _ in llm.generate(prompt, SamplingParams(max_tokens=_TOKENS, ignore_eos=True), name):
         pass
