@@ -172,7 +172,6 @@ class Models:
         detail = f" ({phase})" if phase else ""
         return EngineNotReady(
             f"The model {self._names.base(served)!r} is still loading{detail}. Try again shortly.",
-            retry_after=LOADING_SECONDS,
             code="engine_loading",
         )
 

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import logs
-from ..errors import NotImplementedHere, ServeError, StartupError
+from ..errors import EngineDied, NotImplementedHere, ServeError, StartupError
 from ..settings import Settings
 from . import environment
 from .base import (
@@ -209,6 +209,8 @@ class VLLMEngine:
                 await task
         if not self.status.error:
             self.status.set(EngineState.STOPPED)
+        if self._core is not None:  # whoever waits for its output would wait for ever
+            self._core.abandon(EngineDied("The engine was stopped before this request had ended."))
         if self._llm is not None and self._llm.output_handler is not None:
             self._llm.output_handler.cancel()  # it would take the end of the engine's process for a crash
         await asyncio.to_thread(self._end)

@@ -178,7 +178,8 @@ class EngineSwitch:
         return dataclasses.replace(report, resumed=report.resumed + self._resumed_before)
 
     def gpu_memory(self) -> list[GpuMemory]:
-        return [] if self._engine is None else self._engine.gpu_memory()
+        engine = self._engine  # another thread may end it meanwhile
+        return [] if engine is None else engine.gpu_memory()
 
     def _running(self) -> Engine:
         if self._engine is None:
