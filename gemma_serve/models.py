@@ -47,9 +47,12 @@ class Models:
     # What they are.
 
     def list(self) -> list[dict[str, Any]]:
-        """OpenAI's model objects, with the fields of vLLM that clients read: those the client may use."""
-        names = self._names
-        return [self._row(name) for name in (*names.configured, *names.adapters) if names.allowed(name)]
+        """OpenAI's model objects, with the fields of vLLM that clients read: those the client may use.
+
+        Many clients take the first, so that is the one that runs.
+        """
+        names = sorted(self._names.configured, key=lambda name: name != self.default)
+        return [self._row(name) for name in (*names, *self._names.adapters) if self._names.allowed(name)]
 
     def get(self, name: str) -> dict[str, Any]:
         """One of `list`, by name or alias. Raises `ModelNotFound`."""

@@ -154,6 +154,8 @@ async def test_a_swap_and_back() -> None:
         assert shelf.running.settings.model.max_length == 512
         assert said(await ask(client, "gpt-small")) == "I am small"
         assert said(await ask(client)) == "I am small"  # who names none gets what runs
+        ids = [row["id"] for row in (await client.get("/v1/models")).json()["data"]]
+        assert ids == ["small", "gemma-demo", "big"]  # as does who takes the first
         assert (await client.get("/health/status")).json()["model"]["id"] == "small"
         assert (await change(client, "small", "load")).status_code == 200  # it runs: nothing is done
         answer = await client.post("/v1/models/big/load")
