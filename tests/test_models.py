@@ -6,6 +6,7 @@ The engine is not the subject here; `test_models_live.py` does the same with vLL
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -419,6 +420,61 @@ async def test_the_server_ends_in_the_midst_of_a_load() -> None:
         await client.post("/v1/models/small/load")
         await state(client, "small", "loading")
     assert all(engine.stopped for engine in shelf.made if hasattr(engine, "_loading"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_operators_and_clients_do_at_once(seed: int) -> None:
+    """One engine at a time, no request lost or answered by another model, and it works in the end."""
+    chance = random.Random(seed)
+    names = ["gemma-demo", "small", "big"]
+    autoload = seed % 2 == 1
+    loading = {"autoload": autoload, "wait_seconds": chance.choice([0, 0.05, 20]), "drain_seconds": 0.05}
+    async with serving_models(loading=loading, cache={"enabled": True}) as (client, shelf):
+
+        def mishap(engine: Engine) -> None:
+            engine._pause = chance.choice([0, 0.001, 0.08])  # the last is longer than the drain
+            if chance.random() < 0.2:
+                engine.faulty = "bad luck"
+            elif chance.random() < 0.2 and engine.settings.model.id != "gemma-demo":
+                engine.broken = "bad luck"
+
+        for name in names:
+            shelf.prepare(name, mishap)
+
+        async def operator() -> None:
+            for _ in range(12):
+                what = chance.choice(["load"] * 4 + ["unload", "sleep", "wake"])
+                answer = await change(client, chance.choice(names), what, wait=chance.random() < 0.7)
+                assert answer.status_code in (200, 202, 409, 500, 503), answer.text
+                await asyncio.sleep(chance.random() * 0.02)
+
+        async def customer() -> None:
+            for number in range(30):
+                name = chance.choice(names)
+                answer = await ask(client, name, temperature=chance.choice([0, 1]), seed=number % 3)
+                if answer.status_code == 200:
+                    assert said(answer) == f"I am {name}"
+                else:
+                    codes = ("model_not_loaded", "engine_loading")
+                    assert answer.status_code == 503 and error_of(answer)[1] in codes, answer.text
+                await asyncio.sleep(chance.random() * 0.01)
+
+        async def witness() -> None:
+            while True:
+                begun = [one for one in shelf.made if hasattr(one, "_loading")]
+                assert sum(not one.stopped for one in begun) <= 1
+                await asyncio.sleep(0)
+
+        watching = asyncio.create_task(witness())
+        await asyncio.gather(operator(), operator(), *(customer() for _ in range(6)))
+        assert not watching.done()
+        watching.cancel()
+        for name in names:
+            shelf.prepare(name, lambda engine: None)
+        async with asyncio.timeout(20):
+            while (await change(client, "big", "load")).status_code != 200:
+                await asyncio.sleep(0.02)
+        assert said(await ask(client, "big")) == "I am big"
 
 
 def test_settings_of_each_model() -> None:
