@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev serve test chaos soak chart-test chart-readme lint format lock clean
+.PHONY: help python setup setup-dev serve test chaos soak chart-test chart-readme bench-compare lint format lock clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -36,6 +36,9 @@ chart-test: setup-dev ## Install, then check the Helm chart, its dashboards and 
 
 chart-readme: setup-dev ## Install, then write the chart's README from its values
 	@$(BIN)/python charts/readme.py
+
+bench-compare: setup ## Install, then measure this server against vLLM's own, in turn: an hour
+	@exec $(BIN)/python benchmarks/compare_vllm.py $(ARGS)
 
 lint: setup-dev ## Install, then check style, types and import contracts
 	$(BIN)/ruff check

@@ -23,6 +23,7 @@ _BYTES_PER_TOKEN = 4  # of English text; an estimate is enough for a limit
 _COST_OF_A_REQUEST = 256  # in tokens, besides its prompt's
 _RATE_SAMPLES = 64
 _MOST_GONE = 64  # in the heap
+_MOST_TAGS = 4096  # clients remembered while the queue is never empty
 _RETRY_AFTER_UNKNOWN, _LONGEST_RETRY_AFTER = 5, 60
 
 
@@ -98,9 +99,11 @@ class Admission:
         return self._running + answers <= self._capacity() or not self._running
 
     async def _wait(self, tokens: int, answers: int, client: Client) -> None:
-        start = max(self._virtual_time, self._last_tag.get(client.id, 0.0))
+        start = max(self._virtual_time, self._last_tag.pop(client.id, 0.0))
         cost = (tokens + _COST_OF_A_REQUEST) * answers / client.weight
         self._last_tag[client.id] = start + cost
+        if len(self._last_tag) > _MOST_TAGS:
+            del self._last_tag[next(iter(self._last_tag))]  # who has asked for nothing for longest
         waiter = _Waiter(client.priority, start, answers, tokens)
         heapq.heappush(self._waiting, waiter)
         if not self._waiting_requests:

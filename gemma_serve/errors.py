@@ -5,18 +5,18 @@
     ├── LoadFailed                      model_load_failed
     ├── InvalidRequest              400 invalid_request_error
     │   ├── ContextLengthExceeded       context_length_exceeded
-    │   └── Unprocessable           422 (an image that cannot be fetched, …)
-    ├── Unauthenticated             401 invalid_api_key
-    ├── PermissionDenied            403
-    ├── NotFound                    404
-    │   └── ModelNotFound               model_not_found
-    ├── MethodNotAllowed            405
-    ├── RequestTimeout              408
-    ├── Conflict                    409
-    ├── PayloadTooLarge             413
-    ├── UnsupportedMediaType        415
-    ├── HeadTooLarge                431
-    ├── NotImplementedHere          501
+    │   ├── Unprocessable           422 (an image that cannot be fetched, …)
+    │   ├── Unauthenticated         401 invalid_api_key
+    │   ├── PermissionDenied        403
+    │   ├── NotFound                404
+    │   │   └── ModelNotFound           model_not_found
+    │   ├── MethodNotAllowed        405
+    │   ├── RequestTimeout          408
+    │   ├── Conflict                409
+    │   ├── PayloadTooLarge         413
+    │   ├── UnsupportedMediaType    415
+    │   ├── HeadTooLarge            431
+    │   └── NotImplementedHere      501
     ├── DeadlineExceeded            504 timeout
     ├── Unavailable                 503, Retry-After
     │   ├── EngineNotReady              engine_loading, engine_failed, engine_dead, engine_stopped

@@ -148,3 +148,21 @@ async def test_clients_that_leave_at_any_moment_leave_no_trace(seed: int) -> Non
     await asyncio.gather(*clients, return_exceptions=True)
     assert (admission.running, admission.waiting, admission._waiting_tokens) == (0, 0, 0)
     assert 0 < most <= 5
+
+
+async def test_many_clients_under_a_queue_that_never_empties_are_forgotten() -> None:
+    admission = queue()
+    slot = await admission.enter(0)
+    waiters: list[asyncio.Task[Slot]] = []
+    for number in range(5000):
+        waiters.append(asyncio.create_task(admission.enter(0, client=Client(f"ip:{number}"))))
+        await asyncio.sleep(0)
+        if len(waiters) > 2:
+            slot.leave()
+            slot = await waiters.pop(0)
+    assert len(admission._last_tag) < 5000
+    for waiter in waiters:
+        slot.leave()
+        slot = await waiter
+    slot.leave()
+    assert (admission.running, admission.waiting) == (0, 0)

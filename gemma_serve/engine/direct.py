@@ -72,9 +72,18 @@ class DirectOutput:
 
     def put(self, piece: Piece | Exception) -> None:
         if isinstance(piece, Exception):
-            self._error = piece
-            self._wake.set()
+            self._fail(piece)
             return
+        try:
+            self._render(piece)
+        except Exception as error:  # the output loop is everybody's
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._error = error
+        self._wake.set()
+
+    def _render(self, piece: Piece) -> None:
         text, tokens, reason, stop = piece
         self._usage.completion_tokens += tokens
         if reason is not None:
@@ -91,8 +100,13 @@ class DirectOutput:
 
     def flush(self) -> None:
         self._dirty = False
-        if self.finish_reason is None and not self._sink.flush():
-            self._wake.set()
+        try:
+            written = self.finish_reason is None and self._sink.flush()
+        except Exception as error:
+            self._fail(error)
+        else:
+            if not written:
+                self._wake.set()
 
     async def run(self) -> None:
         """Write what cannot be written at once, and the end. Raises what vLLM puts into its queues."""
@@ -100,10 +114,10 @@ class DirectOutput:
         while not finished:
             await self._wake.wait()
             self._wake.clear()
-            if self._error is not None:
-                raise self._error
             finished = self.finish_reason is not None
             await self._sink.drain()
+            if self._error is not None:
+                raise self._error
 
     def close(self) -> None:
         """vLLM closes its queues."""

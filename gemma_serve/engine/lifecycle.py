@@ -166,7 +166,7 @@ class VLLMEngine:
         if silent > health.stall_restart_seconds and footprint is not None and not footprint.killed:
             logger.error("The engine has hung for %.0f s: it is killed and started again", silent)
             footprint.kill()
-        elif silent > health.stall_restart_seconds + _KILLED_SECONDS:
+        elif silent > health.stall_restart_seconds + _KILLED_SECONDS and not self.status.failed:
             core.give_up()
             self.status.set(EngineState.DEAD, error="the engine hangs and cannot be killed")
 

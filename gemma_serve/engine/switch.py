@@ -88,6 +88,7 @@ class EngineSwitch:
         await asyncio.shield(self._ending)
         self._ending = None
         del engine
+        gc.unfreeze()  # what was frozen when it began to serve would never be collected
         gc.collect()  # its parts know each other, and hold the tokenizer and buffers
 
     async def run(self, settings: Settings) -> None:

@@ -26,6 +26,7 @@ from vllm.reasoning import ReasoningParserManager
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.tool_parsers import ToolParserManager
 from vllm.transformers_utils.config import get_config
+from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.executor.abstract import Executor
@@ -341,4 +342,5 @@ async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLM
     serving = VLLMServing(settings, supervisor)
     await asyncio.to_thread(serving.renderer.warmup)
     await warm_up(llm, settings.loading.warm_up_requests)
+    freeze_gc_heap()  # a full collection over what stays for ever stops every stream for 60 to 250 ms
     return serving

@@ -242,7 +242,7 @@ _MASK = "********"
 
 def masked(name: str, value: Any) -> Any:
     """The setting's value as plain data that may be shown: secrets, also within it, are stars."""
-    if value and name.endswith(_SECRETS):
+    if value and name.endswith(_SECRETS) and not isinstance(value, Path):  # where a key lies is none
         return _MASK
     if isinstance(value, dict):
         return {key: masked(str(key), item) for key, item in value.items()}

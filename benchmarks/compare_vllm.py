@@ -1,0 +1,337 @@
+"""This server against vLLM's own, in turn (A B A B), on the same model, engine arguments and load.
+
+    python benchmarks/compare_vllm.py                          everything: an hour
+    python benchmarks/compare_vllm.py --engines null --clients 64 256 --rounds 3
+
+Ours runs with keys, limits, metrics and the access log on, vLLM's bare. CPU is that of the API process, from
+/proc, per token asked for; ratios are ours by theirs, of the medians, with the range of the rounds. Engines:
+`demo` is the embedded model, `null` makes random tokens at once (benchmarks/null_executor.py), so that the
+front end is all there is; `raw` is `AsyncLLM.generate` in one process without a server: the ceiling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "gemma_serve" / "demo_model"
+NULL = "benchmarks.null_executor.NullExecutor"
+CACHE_BYTES = 4 << 30
+SERVERS = ("ours", "vllm")
+
+
+@dataclass
+class Row:
+    engine: str
+    server: str
+    mode: str
+    clients: int
+    round: int
+    tokens_per_second: float
+    requests_per_second: float
+    cpu_us_per_token: float
+    rss_mb: float
+    ttft_p50_ms: float
+    ttft_p99_ms: float
+    inter_token_p50_ms: float
+    inter_token_p99_ms: float
+    errors: int
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[bytes]
+    url: str
+    key: str
+
+    def cpu_seconds(self) -> float:
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def rss_mb(self) -> float:
+        return float(psutil.Process(self.process.pid).memory_info().rss / 1e6)
+
+
+@contextlib.contextmanager
+def serving(server: str, engine: str, stream_interval: int, log: Path) -> Iterator[Server]:
+    port, key = free_port(), f"sk-{secrets.token_hex(16)}"
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}
+    most = 1024 if engine == "null" else 256
+    if server == "ours":
+        settings: dict[str, dict[str, Any]] = {
+            "server": {"port": port},
+            "model": {"name": "gemma-demo"},
+            "security": {
+                "api_keys": [key],
+                "rate_limit_per_minute": 1_000_000,
+                "tokens_per_minute": 1_000_000_000,
+                "max_in_flight": 100_000,
+            },
+            "log": {"format": "json"},
+            "engine": {
+                "max_num_seqs": most,
+                "kv_cache_memory_bytes": CACHE_BYTES,
+                "stream_interval": stream_interval,
+            },
+        }
+        if engine == "null":
+            settings["engine"]["distributed_executor_backend"] = NULL
+        config = log.with_suffix(".yaml")
+        config.write_text(yaml.safe_dump(settings))
+        command = ["-m", "gemma_serve", "serve", "--config", str(config)]
+    else:
+        command = ["-m", "vllm.entrypoints.launchers.api_server.entry", "--port", str(port)]
+        command += ["--host", "127.0.0.1", "--model", str(MODEL), "--served-model-name", "gemma-demo"]
+        command += ["--max-num-seqs", str(most), "--kv-cache-memory-bytes", str(CACHE_BYTES)]
+        command += ["--no-enable-chunked-prefill", "--stream-interval", str(stream_interval)]
+        if engine == "null":
+            command += ["--distributed-executor-backend", NULL]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, env=environ, stdout=output, stderr=output
+        )
+    started = Server(process, f"http://127.0.0.1:{port}", key)
+    try:
+        wait_ready(started, log)
+        yield started
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def wait_ready(server: Server, log: Path) -> None:
+    body = {"model": "gemma-demo", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+    request = urllib.request.Request(
+        f"{server.url}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {server.key}"},
+    )
+    end = time.monotonic() + 600
+    while time.monotonic() < end:
+        if server.process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(request, timeout=120):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.5)
+    raise SystemExit(f"the server did not start:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def load(server: Server, clients: int, requests: int, tokens: int, whole: bool) -> dict[str, Any]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "stream_client.py"), server.url]
+    command += ["--clients", str(clients), "--requests", str(requests), "--tokens", str(tokens)]
+    command += ["--key", server.key, *(["--whole"] if whole else [])]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1800)
+    answer: dict[str, Any] = json.loads(result.stdout)
+    return answer
+
+
+def measured(
+    server: Server, engine: str, name: str, clients: int, round: int, options: argparse.Namespace, whole: bool
+) -> Row:
+    requests = max(2 * clients, options.requests)
+    before = server.cpu_seconds()
+    result = load(server, clients, requests, options.tokens, whole)
+    cpu = server.cpu_seconds() - before
+
+    def ms(kind: str, share: str) -> float:
+        return round_to(1e3 * result[kind].get(share, 0.0))
+
+    return Row(
+        engine,
+        name,
+        "whole" if whole else "streamed",
+        clients,
+        round,
+        round_to(result["tokens_per_second"]),
+        round_to(result["requests"] / result["seconds"]),
+        round_to(cpu / max(1, result["tokens"]) * 1e6),
+        round_to(server.rss_mb()),
+        ms("ttft", "p50"),
+        ms("ttft", "p99"),
+        ms("inter_token", "p50"),
+        ms("inter_token", "p99"),
+        result["errors"],
+    )
+
+
+def round_to(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+async def raw(clients: int, requests: int, tokens: int, engine: str) -> float:
+    """Tokens/s of `AsyncLLM.generate`, whose deltas are read and dropped."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    backend = {"distributed_executor_backend": NULL} if engine == "null" else {}
+    args = AsyncEngineArgs(
+        model=str(MODEL),
+        max_num_seqs=1024 if engine == "null" else 256,
+        kv_cache_memory_bytes=CACHE_BYTES,
+        enable_chunked_prefill=False,
+        **backend,
+    )
+    llm = AsyncLLM.from_engine_args(args)
+    params = SamplingParams(
+        temperature=1.0, max_tokens=tokens, ignore_eos=True, output_kind=RequestOutputKind.DELTA
+    )
+    left = iter(range(requests))
+
+    async def client() -> None:
+        for number in left:
+            async for _ in llm.generate(f"Tell me story {number}", params, f"raw-{number}"):
+                pass
+
+    try:
+        started = time.perf_counter()
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return requests * tokens / (time.perf_counter() - started)
+    finally:
+        llm.shutdown()
+
+
+def raw_row(engine: str, clients: int, round: int, options: argparse.Namespace) -> Row:
+    requests = max(2 * clients, options.requests)
+    command = [sys.executable, __file__, "--raw", engine, str(clients), str(requests), str(options.tokens)]
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}
+    result = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=1800)
+    rate = float(result.stdout.strip().splitlines()[-1])
+    return Row(engine, "raw", "streamed", clients, round, round_to(rate), 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def report(row: Row) -> None:
+    text = f"{row.engine} {row.server:<4} {row.mode:<8} {row.clients:5} clients: {row.tokens_per_second:8.0f}"
+    print(f"{text} tokens/s, {row.cpu_us_per_token:6.1f} µs/token", file=sys.stderr, flush=True)
+
+
+def save(rows: list[Row], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: medians over the rounds, and ours by theirs."""
+    lines = [
+        "| Engine | Mode | Clients | CPU µs/token ours | vllm | ratio (range) "
+        "| tokens/s ours | vllm | ratio (range) "
+        "| TTFT p50/p99 ms ours | vllm | inter-token p50 ms ours | vllm | errors |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for engine, mode, clients in dict.fromkeys((row.engine, row.mode, row.clients) for row in rows):
+        of = {
+            name: [
+                row
+                for row in rows
+                if (row.engine, row.mode, row.clients, row.server) == (engine, mode, clients, name)
+            ]
+            for name in (*SERVERS, "raw")
+        }
+        ours, theirs = of["ours"], of["vllm"]
+        if not (ours and theirs):
+            continue
+        cells = [engine, mode, str(clients)]
+        for field in ("cpu_us_per_token", "tokens_per_second"):
+            cells += [
+                f"{middle(ours, field):.4g}",
+                f"{middle(theirs, field):.4g}",
+                ratio(ours, theirs, field),
+            ]
+        for pair in (("ttft_p50_ms", "ttft_p99_ms"), ("inter_token_p50_ms",)):
+            cells += ["/".join(f"{middle(side, field):.4g}" for field in pair) for side in (ours, theirs)]
+        cells.append(str(sum(row.errors for row in (*ours, *theirs))))
+        lines.append("| " + " | ".join(cells) + " |")
+        if of["raw"]:
+            ceiling = middle(of["raw"], "tokens_per_second")
+            share = middle(ours, "tokens_per_second") / ceiling
+            lines.append(
+                f"| {engine} | raw AsyncLLM | {clients} | | | | | {ceiling:.4g} "
+                f"| ours by raw {share:.2f} | | | | | |"
+            )
+    return "\n".join(lines)
+
+
+def middle(rows: list[Row], field: str) -> float:
+    return float(statistics.median(getattr(row, field) for row in rows))
+
+
+def ratio(ours: list[Row], theirs: list[Row], field: str) -> str:
+    """Of the medians; the range is of the rounds, each by its neighbour."""
+    whole = middle(ours, field) / max(1e-9, middle(theirs, field))
+    each = [
+        getattr(one, field) / max(1e-9, getattr(other, field))
+        for one, other in zip(ours, theirs, strict=False)
+    ]
+    return f"**{whole:.2f}** ({min(each):.2f} to {max(each):.2f})"
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--raw"]:
+        engine, *numbers = sys.argv[2:]
+        clients, requests, tokens = map(int, numbers)
+        print(asyncio.run(raw(clients, requests, tokens, engine)))
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--engines", nargs="+", default=["demo", "null"], choices=["demo", "null"])
+    parser.add_argument("--modes", nargs="+", default=["streamed", "whole"], choices=["streamed", "whole"])
+    parser.add_argument("--clients", nargs="+", type=int, default=[1, 16, 64, 256, 1024])
+    parser.add_argument("--requests", type=int, default=128, help="at least, and two a client")
+    parser.add_argument("--tokens", type=int, default=128, help="of each answer")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each server is started")
+    parser.add_argument("--stream-interval", type=int, default=1, help="vLLM's, for both")
+    parser.add_argument("--ceiling", action="store_true", help="measure AsyncLLM alone, too")
+    parser.add_argument("--json", type=Path, help="write every measurement to this file")
+    options = parser.parse_args()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as name:
+        for engine in options.engines:
+            for round in range(options.rounds):
+                for server in SERVERS:
+                    log = Path(name) / f"{engine}-{server}-{round}.log"
+                    with serving(server, engine, options.stream_interval, log) as started:
+                        load(started, 4, 8, 16, False)  # warm
+                        for mode in options.modes:
+                            for clients in options.clients:
+                                whole = mode == "whole"
+                                row = measured(started, engine, server, clients, round, options, whole)
+                                rows.append(row)
+                                report(row)
+                                save(rows, options.json)
+                if options.ceiling:
+                    rows += [raw_row(engine, clients, round, options) for clients in options.clients]
+    save(rows, options.json)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
