@@ -6,7 +6,9 @@ The engine is not the subject here; `test_models_live.py` does the same with vLL
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -295,6 +297,18 @@ async def test_unload_and_load_again() -> None:
         assert (await client.get("/health/live")).status_code == 200  # nothing ran before
         assert (await change(client, "gemma-demo", "load")).status_code == 200
         assert said(await ask(client)) == "I am gemma-demo"
+
+
+async def test_nothing_keeps_an_ended_engine_in_memory() -> None:
+    async with serving_models() as (client, shelf):
+        assert said(await ask(client)) == "I am gemma-demo"
+        engine = shelf.made.pop()
+        engine.part = engine  # type: ignore[attr-defined]  # the parts of vLLM's know each other too
+        ended = weakref.ref(engine)
+        del engine
+        gc.freeze()  # as an engine does that begins to serve
+        assert (await change(client, "small", "load")).status_code == 200
+        assert ended() is None
 
 
 async def test_autoload() -> None:
