@@ -53,6 +53,7 @@ from .middleware.policy import Policy
 from .middleware.rate_limit import RateLimit
 from .middleware.request_log import RequestLog
 from .middleware.security_headers import SecurityHeaders
+from .middleware.tracing import RequestTraces
 from .middleware.trusted_host import TrustedHost
 from .middleware.unexpected_error import UnexpectedError
 from .models import Models
@@ -61,6 +62,7 @@ from .sessions import Sessions
 from .settings import Settings
 from .stats import Stats
 from .storage import SharedStorage
+from .tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +107,11 @@ def create_app(
     connections = Connections(settings.chat)
     drain.on_refusing.append(connections.go_away)
     drain.on_overdue.append(connections.give_up)
-    requests = MessageRequests(limiter, drain)
+    otel = settings.otel
+    tracing = (
+        Tracing(otel.url, otel.sample_ratio, otel.service_name, __version__) if otel.url is not None else None
+    )
+    requests = MessageRequests(limiter, drain, tracing)
     sessions = Sessions(settings.chat, storage)
     chats = ws_api.Chats(settings, generator, models, sessions, connections, requests)
     stats = Stats(switch, admission, settings.log.stats_interval_seconds, cache)
@@ -129,6 +135,8 @@ def create_app(
 
         switch.status.on_change = changed
         async with contextlib.AsyncExitStack() as stack:
+            if tracing is not None:
+                stack.push_async_callback(tracing.aclose)
             if storage is not None:
                 stack.push_async_callback(storage.aclose)
             await stack.enter_async_context(keys.watched())
@@ -150,7 +158,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=middleware(settings, metrics, drain, keys, blocks, limiter),
+        middleware=middleware(settings, metrics, drain, keys, blocks, limiter, tracing),
     )
     app.state.admission = admission
     app.state.cache = cache
@@ -180,6 +188,7 @@ def middleware(
     keys: ApiKeys,
     blocks: Blocks,
     limiter: RateLimiter,
+    tracing: Tracing | None = None,
 ) -> list[Middleware]:
     """Every middleware, outermost first: the only place that orders them."""
     security = settings.security
@@ -187,6 +196,7 @@ def middleware(
     return [
         Middleware(ProxyHeadersMiddleware, trusted_hosts=list(security.trusted_proxies)),
         Middleware(RequestLog),
+        *([] if tracing is None else [Middleware(RequestTraces, tracing=tracing)]),
         Middleware(RequestMetrics, metrics=metrics),
         Middleware(UnexpectedError),
         Middleware(SecurityHeaders),

@@ -18,6 +18,7 @@ from .metrics import Metrics
 from .models import Models
 from .rate_limit import reserve_tokens
 from .token_usage import estimate_tokens
+from .tracing import phase
 
 _CHEAP_BODY = 65_536  # bytes
 
@@ -67,12 +68,16 @@ class CachedGeneration(Generation):
     def found(self) -> Answer | None:
         if self._cache.hits_cost_tokens or self._request.cache == "refresh":
             return None  # `complete` and `stream` see to it
+        started = time.perf_counter()
         if (answer := self._cache.at_hand(self._key)) is not None:
             self._hit(answer)
+            phase("cache", started)
         return answer
 
     async def complete(self) -> bytes:
+        started = time.perf_counter()
         entered = await self._enter()
+        phase("cache", started)
         if isinstance(entered, Answer):
             return entered.body(self._request.public_id)
         seat = entered
@@ -89,6 +94,7 @@ class CachedGeneration(Generation):
     async def stream(self) -> Delivery:
         started = time.perf_counter()
         entered = await self._enter()
+        phase("cache", started)
         if isinstance(entered, Answer):
             return FoundStream(AnswerStream(entered, self._request.public_id))
         seat = entered

@@ -19,6 +19,7 @@ from .metrics import Inference, Metrics
 from .models import Models
 from .rate_limit import abandon, reserve_tokens
 from .token_usage import estimate_tokens, note_answer, note_event
+from .tracing import phase
 
 _WITHOUT_ENGINE = {"tokenize", "detokenize", "count_tokens"}
 
@@ -102,6 +103,7 @@ class Generator:
         return answer
 
     async def _enter(self, body: dict[str, Any], size: int, model: str, answers: int = 1) -> Work:
+        started = time.perf_counter()
         await self._models.enter(model)
         try:
             await reserve_tokens(lambda: estimate_tokens(body))
@@ -112,6 +114,7 @@ class Generator:
             self._models.leave()
             raise
         measures.admitted()
+        phase("queue", started)
         return Work(slot, self._models, measures)
 
 

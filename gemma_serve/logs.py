@@ -34,6 +34,8 @@ class RequestRecord:
     """Of the answer, once it has begun."""
     finished: bool = False
     """Has the whole answer been sent?"""
+    trace_id: str | None = None
+    """32 hexadecimal digits; None where no traces are sent."""
 
     @property
     def final_status(self) -> int:
@@ -120,6 +122,8 @@ class JsonFormatter(logging.Formatter):
             entry["request_id"] = request.id
             if request.key is not None:
                 entry["key"] = request.key
+            if request.trace_id is not None:
+                entry["trace_id"] = request.trace_id
         if record.name.startswith("vllm"):
             entry["process"] = _process(record)
         entry |= {key: value for key, value in vars(record).items() if key not in _STANDARD}

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 from pathlib import Path
 
-from ..settings import Settings
+from ..settings import OtelSettings, Settings
 
 
 def prepare(settings: Settings) -> set[str]:
@@ -20,6 +20,14 @@ def prepare(settings: Settings) -> set[str]:
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
         return {"TORCHDYNAMO_DISABLE"}
     return set()
+
+
+def send_traces(settings: OtelSettings) -> None:
+    """Have vLLM's processes say what a load takes its time for; ours sends its own (`tracing.py`)."""
+    if settings.url is not None:
+        os.environ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = settings.url
+        os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = "http/protobuf"
+        os.environ["OTEL_SERVICE_NAME"] = settings.service_name
 
 
 def _is_cpu_build() -> bool:

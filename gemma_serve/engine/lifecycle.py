@@ -121,6 +121,7 @@ class VLLMEngine:
     def _load(self) -> AsyncLLM:
         self._phase("importing vLLM")
         self._variables = environment.prepare(self._settings)
+        environment.send_traces(self._settings.otel)
         self._sockets = tempfile.mkdtemp(prefix="gemma-serve-")
         if len(self._sockets) + _SOCKET_NAME <= _LONGEST_SOCKET_PATH:
             # vLLM leaves its sockets behind; `stop` does not

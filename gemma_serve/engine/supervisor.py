@@ -14,6 +14,7 @@ from vllm.engine.protocol import EngineClient
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from ..tracing import current_trace
 from .base import EngineStatus, Sink, Usage
 from .direct import DirectOutput, Flushes, tap
 
@@ -32,6 +33,8 @@ class Supervisor(EngineClient):  # type: ignore[misc]
 
     async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
         self._status.require_serving()
+        if (trace := current_trace.get()) is not None:
+            kwargs["trace_headers"] = trace.headers
         outputs = self._llm.generate(*args, **kwargs)
         try:
             async for output in outputs:

@@ -45,6 +45,7 @@ from .identity import identity_of
 from .media import register_connector
 from .relay import Relay, embeds, refuse_what_the_model_cannot
 from .supervisor import Supervisor
+from .traces import trace_requests
 from .vllm_errors import map_error, mapped_errors, raise_for_error
 from .vllm_names import GenerationError
 from .vllm_serving import (
@@ -339,6 +340,8 @@ async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLM
     supervisor.flushes.longest = settings.performance.flush_ms / 1000
     await llm.reset_mm_cache()
     await llm.get_supported_tasks()  # asked once, so that no request has to ask an engine that is down
+    if settings.otel.url is not None:
+        trace_requests(llm, settings.otel.url)
     serving = VLLMServing(settings, supervisor)
     await asyncio.to_thread(serving.renderer.warmup)
     await warm_up(llm, settings.loading.warm_up_requests)

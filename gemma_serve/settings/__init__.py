@@ -1,7 +1,8 @@
 """Every setting, its default and its meaning: the only reader of environment, `.env` and YAML.
 
 A value comes from the first of: command line, environment (`GEMMA_<SECTION>_<FIELD>`), `.env`, the YAML file
-named by `--config` or `GEMMA_CONFIG`, the defaults in `sections.py`. README's table is checked against these.
+named by `--config` or `GEMMA_CONFIG`, the defaults in `sections.py` and `security.py`. README's table is
+checked against these.
 """
 
 from .sections import (
@@ -10,12 +11,13 @@ from .sections import (
     LimitsSettings,
     LoadingSettings,
     ModelSettings,
+    OtelSettings,
     QueueSettings,
-    SecuritySettings,
     ServerSettings,
     StorageSettings,
     SupervisorSettings,
 )
+from .security import SecuritySettings
 from .sources import (
     SettingsError,
     Source,
@@ -40,6 +42,7 @@ __all__ = [
     "LimitsSettings",
     "LoadingSettings",
     "ModelSettings",
+    "OtelSettings",
     "QueueSettings",
     "SecuritySettings",
     "ServerSettings",

@@ -18,7 +18,7 @@ from pydantic_settings import EnvSettingsSource
 
 from ..engine_fields import ENGINE_FIELDS
 from ..errors import StartupError
-from .sections import Section
+from .base import Section
 from .tree import ListedModel, Settable, Settings, nearest
 
 PREFIX = "GEMMA_"

@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ..engine_fields import ENGINE_FIELDS
+from .base import text_value
 from .sections import (
     CacheSettings,
     ChatSettings,
@@ -20,14 +21,14 @@ from .sections import (
     LoadingSettings,
     LogSettings,
     ModelSettings,
+    OtelSettings,
     PerformanceSettings,
     QueueSettings,
-    SecuritySettings,
     ServerSettings,
     StorageSettings,
     SupervisorSettings,
-    text_value,
 )
+from .security import SecuritySettings
 
 Settable = Mapping[str, Mapping[str, Any]]
 
@@ -70,6 +71,7 @@ class Settings(BaseSettings):
     health: HealthSettings = HealthSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
     log: LogSettings = LogSettings()
+    otel: OtelSettings = OtelSettings()
     engine: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("engine", mode="before")
@@ -141,6 +143,7 @@ _OWNED_ENGINE_FIELDS = {
     "served_model_name": "model.served_name",
     "reasoning_parser": "model.reasoning_parser",
     "logging_config": "log.level and log.format",
+    "otlp_traces_endpoint": "otel.endpoint",
 }
 
 
