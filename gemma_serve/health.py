@@ -12,7 +12,7 @@ from . import __version__
 from .admission import Admission
 from .cache import ResponseCache
 from .drain import Drain
-from .engine.base import Engine
+from .engine.base import Engine, EngineState
 from .engine.installed import vllm_version
 from .metrics import Metrics
 from .models import Models
@@ -58,15 +58,19 @@ class Health:
 
     def ready(self) -> bool:
         """Would a request sent now be served?"""
-        return self._engine.status.ready and not self._drain.begun
+        return self._engine.status.ready and not self._drain.begun and not self._admission.full
 
     def summary(self) -> dict[str, Any]:
         status = self._engine.status
         if self._drain.begun:
             return {"status": "draining", "reason": f"the server ends; {self._drain.active} requests run"}
+        if status.ready and self._admission.full:
+            return {"status": "overloaded", "reason": f"{self._admission.waiting} requests wait"}
         body: dict[str, Any] = {"status": str(status.state)}
         if status.phase:
             body["phase"] = status.phase
+        if status.state is EngineState.LOADING and (share := self._engine.report().loaded) is not None:
+            body["share"] = share
         if status.error:
             body["reason"] = status.error
         return body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -112,8 +113,12 @@ class Clients:
 
 def below(server: ServerProcess) -> list[psutil.Process]:
     """vLLM's processes; Python's resource tracker stays for all of them."""
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    return [one for one in children if not any("resource_tracker" in word for word in one.cmdline())]
+    found = []
+    for child in psutil.Process(server.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ends just now
+            if not any("resource_tracker" in word for word in child.cmdline()):
+                found.append(child)
+    return found
 
 
 def memory(server: ServerProcess) -> int:

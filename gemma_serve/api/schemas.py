@@ -340,4 +340,6 @@ class HealthSummary(BaseModel):
     status: str
     phase: str | None = None
     """While loading: what is being done."""
+    share: float | None = None
+    """What is done of it, 0 to 1, where that is known."""
     reason: str | None = None

@@ -133,6 +133,8 @@ class GpuMemory(NamedTuple):
 class EngineReport:
     """What the engine said last; None is what is not known (yet)."""
 
+    loaded: float | None = None
+    """What is done of the present phase of a load, 0 to 1."""
     running: int = 0
     """Sequences that it works on."""
     waiting: int = 0

@@ -32,6 +32,7 @@ from .base import (
     Usage,
 )
 from .load_errors import sentence
+from .load_progress import Progress
 from .process_output import EngineOutput, formatted_stderr
 from .processes import Footprint, end_children
 from .restarts import Restarts
@@ -67,6 +68,7 @@ class VLLMEngine:
         self._restarts = Restarts(settings.supervisor)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loader: threading.Thread | None = None
+        self._share: float | None = None
         self._spawning = False
         self._sockets: str | None = None
         self._variables: set[str] = set()
@@ -93,7 +95,7 @@ class VLLMEngine:
     async def _load_and_watch(self) -> None:
         output: EngineOutput | None = None
         try:
-            with formatted_stderr() as output:
+            with formatted_stderr(self._progressed) as output:
                 llm = await self._in_daemon_thread(self._load)
             from .core import ReplaceableCore
             from .vllm_engine import serve
@@ -151,7 +153,14 @@ class VLLMEngine:
     def _phase(self, phase: str) -> None:
         if self._stopping:
             raise StartupError("stopped while loading")
+        self._share = None
         self.status.set(EngineState.LOADING, phase)
+
+    def _progressed(self, progress: Progress) -> None:
+        if self._llm is None and self.status.state is EngineState.LOADING and not self._stopping:
+            self._share = progress.share
+            if progress.phase != self.status.phase:
+                self.status.set(EngineState.LOADING, progress.phase)
 
     def _notice_stall(self, core: ReplaceableCore) -> None:
         health = self._settings.health
@@ -334,7 +343,7 @@ class VLLMEngine:
 
     def report(self) -> EngineReport:
         if self._llm is None or self._core is None:
-            return EngineReport()
+            return EngineReport(loaded=self._share)
         from .report import report
 
         return report(self._llm, self._core, self._footprint)
