@@ -231,6 +231,26 @@ async def test_two_loads_at_once() -> None:
         assert (await change(client, "big", "load")).status_code == 200
 
 
+async def test_only_what_is_configured_can_be_loaded() -> None:
+    async with serving_models() as (client, shelf):
+        made = len(shelf.made)
+        for name in (
+            "other/model",
+            "%2Fetc%2Fpasswd",
+            "..%2F..%2Fetc",
+            "small%00",
+            "small/load",
+            "%F0%9F%92%A5",
+        ):
+            for what in ("load", "unload", "sleep", "wake"):
+                answer = await client.post(f"/v1/models/{name}/{what}")
+                assert answer.status_code == 404, (name, what)
+        assert len(shelf.made) == made
+        for body in ({"name": "../x", "path": "/x"}, {"name": "x", "path": ""}, {"name": "", "path": "/x"}):
+            answer = await client.post("/v1/models/gemma-demo/adapters", json=body)
+            assert answer.status_code == 400, body
+
+
 async def test_a_load_goes_on_when_who_asked_for_it_leaves() -> None:
     async with serving_models() as (client, shelf):
         ready = asyncio.Event()

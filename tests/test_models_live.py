@@ -30,7 +30,11 @@ LOAD_SECONDS = 240
 
 @asynccontextmanager
 async def two_models(
-    folder: Path, engine: dict[str, Any] | None = None, **listed: dict[str, Any]
+    folder: Path,
+    engine: dict[str, Any] | None = None,
+    *,
+    drain_seconds: float = 60,
+    listed: dict[str, dict[str, Any]] | None = None,
 ) -> AsyncIterator[tuple[ServerProcess, httpx.AsyncClient]]:
     """A server that runs a tiny Gemma 3 called `one` and may run a tiny Gemma 2 called `two`."""
     arguments = {"enforce_eager": True, "kv_cache_memory_bytes": 100_000_000} | (engine or {})
@@ -40,8 +44,8 @@ async def two_models(
     settings = {
         "model": {"name": str(one), "max_length": 1024},
         "engine": arguments,
-        "models": {"two": {"name": str(two), "max_length": 1024, "engine": arguments}} | listed,
-        "loading": {"wait_seconds": LOAD_SECONDS, "drain_seconds": 60, "warm_up_requests": 2},
+        "models": {"two": {"name": str(two), "max_length": 1024, "engine": arguments}} | (listed or {}),
+        "loading": {"wait_seconds": LOAD_SECONDS, "drain_seconds": drain_seconds, "warm_up_requests": 2},
     }
     config.write_text(yaml.safe_dump(settings))
     server = await asyncio.to_thread(start_server, "--config", str(config))
@@ -170,8 +174,12 @@ async def test_what_cannot_be_loaded_leaves_the_old_model_at_work(tmp_path: Path
         "empty": {"name": str(empty)},
         "missing": {"name": "no-such-organisation/no-such-model"},
         "weightless": {"name": str(weightless), "max_length": 1024, "engine": {"enforce_eager": True}},
+        "huge": {
+            "name": str(tmp_path / "2"),
+            "engine": {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 50},
+        },
     }
-    async with two_models(tmp_path, **listed) as (server, client):
+    async with two_models(tmp_path, listed=listed) as (server, client):
         wanted = text_of(await ask(client))
         engine = below(server)
         for model, told in (("empty", "no config.json"), ("missing", "neither as a local folder nor")):
@@ -180,11 +188,14 @@ async def test_what_cannot_be_loaded_leaves_the_old_model_at_work(tmp_path: Path
             assert (answer.status_code, error["code"]) == (500, "model_load_failed")
             assert told in error["message"] and "\n" not in error["message"]
             assert below(server) == engine  # it has not even been interrupted
-        answer = await change(client, "weightless")
-        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_load_failed")
-        assert (await client.get("/v1/models/weightless")).json()["error"]
-        assert (await client.get("/health/ready")).status_code == 200
-        assert text_of(await ask(client)) == wanted
+        for model, told in (("weightless", "model weights"), ("huge", "does not fit into")):
+            answer = await change(client, model)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (500, "model_load_failed")
+            assert told in error["message"], error
+            assert told in (await client.get(f"/v1/models/{model}")).json()["error"]
+            assert (await client.get("/health/ready")).status_code == 200
+            assert text_of(await ask(client)) == wanted
 
 
 async def test_a_new_engine_that_is_killed_while_it_loads_brings_the_old_one_back(tmp_path: Path) -> None:
@@ -214,6 +225,36 @@ async def test_unload_frees_everything_and_sleep_needs_a_gpu(tmp_path: Path) -> 
         assert (await ask(client))["model"] == "two"
         row = (await client.get("/v1/models/two")).json()
         assert (row["modalities"], row["max_model_len"]) == (["text"], 1024)
+
+
+async def test_who_outlasts_the_drain_is_told_and_the_server_ends_in_the_midst_of_a_load(
+    tmp_path: Path,
+) -> None:
+    async with two_models(tmp_path, drain_seconds=0.2) as (server, client):
+        long = {"max_tokens": 1000, "ignore_eos": True}
+
+        async def stream() -> str:
+            body = {"prompt": "Once", "stream": True} | long
+            async with client.stream("POST", "/v1/completions", json=body) as response:
+                return [line async for line in response.aiter_lines() if line][-1]
+
+        chat = {"messages": [{"role": "user", "content": "Hi"}]} | long
+        whole = asyncio.create_task(client.post("/v1/chat/completions", json=chat))
+        streams = [asyncio.create_task(stream()) for _ in range(8)]
+        async with asyncio.timeout(60):
+            while (await client.get("/health/metrics")).json()["engine"]["running"] < 9:
+                await asyncio.sleep(0.05)
+        assert (await change(client, "one", "unload")).status_code == 200
+        told = {"type": "service_unavailable", "code": "model_not_loaded"}
+        for line in await asyncio.gather(*streams):
+            assert json.loads(line.removeprefix("data: "))["error"].items() >= told.items(), line
+        answer = await whole
+        assert answer.status_code == 503 and answer.json()["error"].items() >= told.items(), answer.text
+        assert below(server) == []
+        assert (await client.post("/v1/models/two/load")).status_code == 202
+        async with asyncio.timeout(120):
+            while not below(server):
+                await asyncio.sleep(0.05)
 
 
 async def test_an_adapter_at_run_time(tmp_path: Path) -> None:

@@ -20,6 +20,12 @@ _NOT_FOUND = (
     "invalid repository id",
     "repo id must",
 )
+_TOO_LARGE = (
+    "out of memory",
+    "allocate memory",
+    "is less than requested memory",
+    "is less than desired",
+)
 
 
 def sentence(error: object, name: str) -> str:
@@ -43,9 +49,9 @@ def sentence(error: object, name: str) -> str:
             f"the model {name!r} was found neither as a local folder nor on Hugging Face: "
             "check its name, the network, and HF_TOKEN for gated models"
         )
-    if "out of memory" in lowered:
+    if any(hint in lowered for hint in _TOO_LARGE):
         return (
-            f"{name} does not fit into the device's memory: lower engine.gpu_memory_utilization or "
-            f"model.max_length, or use a smaller model ({text:.300})"
+            f"{name} does not fit into the device's memory: lower engine.gpu_memory_utilization, "
+            f"engine.kv_cache_memory_bytes or model.max_length, or use a smaller model ({text:.300})"
         )
     return f"{text:.600}"
