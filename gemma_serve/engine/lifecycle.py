@@ -227,7 +227,7 @@ class VLLMEngine:
 
     async def check(self) -> None:
         def arguments() -> None:
-            from .vllm_engine import engine_arguments
+            from .arguments import engine_arguments
 
             try:
                 engine_arguments(self._settings)
