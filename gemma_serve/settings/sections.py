@@ -88,7 +88,7 @@ class LoadingSettings(Section):
     """How long a request waits while its model is loaded; 0 refuses it at once, with `Retry-After`."""
     drain_seconds: float = Field(default=60, ge=0)
     """How long requests may take to finish before their model is unloaded, or another takes its place."""
-    warm_up_requests: int = Field(default=0, ge=0, le=64)
+    warm_up_requests: int = Field(default=1, ge=0, le=64)
     """Short generations after a load, before the model is ready, so that no client pays for what is first."""
 
 
