@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pydantic
@@ -30,6 +31,7 @@ _TOO_LARGE = (
 
 def sentence(error: object, name: str) -> str:
     """About `error`, an exception or its text, met while the model `name` was loaded."""
+    gated = any(type(one).__name__ == "GatedRepoError" for one in _behind(error))
     if isinstance(error, pydantic.ValidationError):  # vLLM checks its configuration with pydantic
         error = "; ".join(dict.fromkeys(str(fault["msg"]) for fault in error.errors()))
     text = " ".join(str(error).split()) or type(error).__name__
@@ -37,7 +39,7 @@ def sentence(error: object, name: str) -> str:
     lowered = text.lower()
     if isinstance(error, StartupError):
         return text
-    if any(hint in lowered for hint in _GATED):
+    if gated or any(hint in lowered for hint in _GATED):
         return (
             f"{name} is a gated model: accept its licence at https://huggingface.co/{name} and set HF_TOKEN "
             "to a token of that account"
@@ -55,3 +57,10 @@ def sentence(error: object, name: str) -> str:
             f"engine.kv_cache_memory_bytes or model.max_length, or use a smaller model ({text:.300})"
         )
     return f"{text:.600}"
+
+
+def _behind(error: object) -> Iterator[BaseException]:
+    """The exception and those that led to it, which vLLM often replaces by one that says less."""
+    while isinstance(error, BaseException):
+        yield error
+        error = error.__cause__ or error.__context__
