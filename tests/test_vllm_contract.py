@@ -20,7 +20,7 @@ from vllm.v1.engine import async_llm
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import AsyncMPClient, BackgroundResources, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-from vllm.v1.engine.output_processor import RequestState
+from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 from vllm.v1.engine.utils import CoreEngineProcManager
 
 from gemma_serve import engine_fields
@@ -63,7 +63,7 @@ def test_the_supervisor_takes_what_async_llm_takes() -> None:
         "request_id",
     ]
     assert "self.output_handler" in inspect.getsource(AsyncLLM._run_output_handler)
-    for name in ("shutdown", "reset_mm_cache", "abort", "from_vllm_config"):
+    for name in ("shutdown", "reset_mm_cache", "abort", "from_vllm_config", "remove_lora"):
         assert callable(getattr(AsyncLLM, name))
     assert isinstance(inspect.getattr_static(AsyncLLM, "errored"), property)
 
@@ -83,6 +83,19 @@ def test_the_core_can_be_replaced() -> None:
     assert {"tokenizer", "request", "prompt", "parent_req", "request_index", "queue", "log_stats"} <= set(
         inspect.signature(RequestState.from_new_request).parameters
     )
+
+
+def test_a_request_can_be_traced() -> None:
+    from vllm.tracing import extract_trace_context
+
+    assert extract_trace_context({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
+    assert list(inspect.signature(OutputProcessor.do_tracing).parameters)[1:] == [
+        "engine_core_output",
+        "req_state",
+        "iteration_stats",
+    ]
+    assert "if self.tracing_enabled" in inspect.getsource(OutputProcessor.process_outputs)
+    assert "self.observability_config.otlp_traces_endpoint" in inspect.getsource(AsyncLLM.add_request)
 
 
 def test_every_sampling_parameter_has_been_thought_of() -> None:

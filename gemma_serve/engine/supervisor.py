@@ -42,6 +42,11 @@ class Supervisor(EngineClient):  # type: ignore[misc]
         finally:
             await outputs.aclose()  # aborts the request unless it has finished
 
+    async def remove_lora(self, lora_id: int) -> bool:
+        """Not of `EngineClient`: vLLM's own server leaves adapters in the engine."""
+        removed: bool = await self._llm.remove_lora(lora_id)
+        return removed
+
     def tap(self, result: RequestOutput, sink: Sink, usage: Usage) -> DirectOutput | None:
         """Lead what comes after `result` straight to `sink`; None where that cannot be."""
         return tap(self._llm.output_processor, self.flushes, result, sink, usage)
