@@ -16,6 +16,9 @@ import httpx
 import openai
 import pytest
 import websockets
+from limits import RateLimitItemPerSecond
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from gemma_serve.api_keys import digest_of
 from gemma_serve.app import create_app
@@ -24,6 +27,7 @@ from gemma_serve.errors import RateLimited
 from gemma_serve.key_file import KeyEntry, KeyLimits, write_keys
 from gemma_serve.rate_limit import RateLimiter, redis_quotas
 from gemma_serve.rate_limit.limiter import duration
+from gemma_serve.rate_limit.window import MemoryWindows
 from gemma_serve.settings import Settings
 from gemma_serve.storage import SharedStorage, StorageAway
 from gemma_serve.token_usage import estimate_tokens
@@ -83,6 +87,24 @@ def _running(limiter: RateLimiter) -> Any:
 
 def client(**quotas: int) -> Client:
     return Client("key:a", "a", quotas=Quotas(**quotas))
+
+
+async def test_the_window_in_memory_counts_as_the_library_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_800_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    theirs, ours = SlidingWindowCounterRateLimiter(MemoryStorage()), MemoryWindows(60)
+    item, rng = RateLimitItemPerSecond(20, 60), random.Random(5)
+    refused = 0
+    for _ in range(5_000):
+        now += rng.choice((0.0, 0.01, 0.5, 1.0, 2.0, 5.0, 130.0)) * rng.random()
+        admitted = await theirs.hit(item, "a")
+        reset, remaining = await theirs.get_window_stats(item, "a")
+        window = ours.hit("a", 20)
+        assert window.admitted == admitted
+        assert window.remaining == (remaining if admitted else 0)
+        assert window.reset == pytest.approx(reset - now, abs=1e-5)
+        refused += not admitted
+    assert 500 < refused < 4_500
 
 
 async def test_requests_in_a_window(storage: str | None) -> None:

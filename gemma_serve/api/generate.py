@@ -19,6 +19,7 @@ from ..token_usage import prompt_count
 from .body import body_size, cache_use, patience_of, read_body
 from .cost_caps import check_caps, default_length
 from .docs import STREAMS, errors, request_schema
+from .request_route import RequestRoute
 from .schemas import ChatCompletion, ChatCompletionBody, Completion, CompletionBody, GenerationBody
 from .streaming import (
     EVENT_STREAM_HEADERS,
@@ -66,7 +67,7 @@ _NOT_SUPPORTED = {
 
 
 def router(generator: Generator, models: Models, settings: Settings) -> APIRouter:
-    routes = APIRouter(tags=["generation"])
+    routes = APIRouter(tags=["generation"], route_class=RequestRoute)
 
     async def generate(kind: Kind, request: Request, schema: type[GenerationBody]) -> Response:
         size = body_size(request)

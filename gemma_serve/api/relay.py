@@ -19,6 +19,7 @@ from ..settings import Settings
 from .body import body_size, parse_json, patience_of, require_json
 from .cost_caps import check_caps, default_length
 from .docs import EVENTS, any_body, errors
+from .request_route import RequestRoute
 from .schemas import AnthropicError
 from .streaming import EVENT_STREAM_HEADERS, Patience, StreamedResponse, until_disconnect
 
@@ -125,7 +126,7 @@ _ROUTES = (
 
 def router(generator: Generator, models: Models, settings: Settings) -> APIRouter:
     relay = _Relay(generator, models, settings)
-    routes = APIRouter()
+    routes = APIRouter(route_class=RequestRoute)
     for route in _ROUTES:
         known = errors(404, 413, 415)
         if route.anthropic:

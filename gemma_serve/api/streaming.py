@@ -53,27 +53,37 @@ async def until_disconnect(receive: Receive, work: Awaitable[T], seconds: float 
     Raises `DeadlineExceeded` after `seconds`, and `ShuttingDown` when the server cancels the request because
     the time to finish it has run out.
     """
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_disconnect(receive))
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    reason: Exception | None = None
+
+    def cancel(error: Exception) -> None:
+        nonlocal reason
+        if reason is None:
+            reason = error
+            task.cancel()
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        cancel(ClientDisconnected())
+
+    watcher = loop.create_task(watch())
+    timer = None
+    if seconds is not None:
+        late = DeadlineExceeded(f"The answer was not finished within {seconds:g} s.")
+        timer = loop.call_later(seconds, cancel, late)
     try:
-        done, _ = await asyncio.wait((task, watcher), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if not done:
-            raise DeadlineExceeded(f"The answer was not finished within {seconds:g} s.")
-        if not task.done():
-            raise ClientDisconnected
+        return await work
     except asyncio.CancelledError:
-        raise ShuttingDown("The server is shutting down and could not finish this answer.") from None
+        if reason is None:
+            reason = ShuttingDown("The server is shutting down and could not finish this answer.")
+        task.uncancel()  # what follows (settling, telling the client) may wait
+        raise reason from None
     finally:
         watcher.cancel()
-        if not task.done():
-            task.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
-    return task.result()
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        if timer is not None:
+            timer.cancel()
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from .greedy import RepeatedStream, copies, repeat_answer
 from .identity import identity_of
 from .media import register_connector
 from .relay import Relay, embeds, refuse_what_the_model_cannot
+from .short_prompts import keep_short_prompts_here
 from .supervisor import Supervisor
 from .traces import trace_requests
 from .vllm_errors import map_error, mapped_errors, raise_for_error
@@ -242,6 +243,7 @@ async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLM
     await llm.get_supported_tasks()  # asked once, so that no request has to ask an engine that is down
     if settings.otel.url is not None:
         trace_requests(llm, settings.otel.url)
+    keep_short_prompts_here(llm.renderer)
     serving = VLLMServing(settings, supervisor)
     await asyncio.to_thread(serving.renderer.warmup)
     await warm_up(llm, settings.loading.warm_up_requests)

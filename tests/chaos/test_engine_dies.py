@@ -110,9 +110,11 @@ async def test_it_fails_to_start_twice_then_starts(
     weights, away = model / "model.safetensors", model / "away"
     weights.rename(away)
     engine_process(server, "EngineCore").send_signal(signal.SIGKILL)
-    await until(lambda: server.text.count("gemma-demo: restarting") >= restarts + 3, 120)
-    health = (await client.get("/health/ready")).json()
-    away.rename(weights)
+    try:
+        await until(lambda: server.text.count("gemma-demo: restarting") >= restarts + 3, 400)
+        health = (await client.get("/health/ready")).json()
+    finally:
+        away.rename(weights)
     assert health["status"] == "restarting"
     assert "model weights" in health["reason"]
     assert not failures(await running, undisturbed)
