@@ -32,6 +32,7 @@ class Client(asyncio.Protocol):
         self._answered = False
         self._first: float | None = None
         self._tail = self._buffer = b""
+        self._complete = False
         self._started = time.perf_counter()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -50,8 +51,14 @@ class Client(asyncio.Protocol):
             if load.stream and b"\ndata:" not in data:
                 return  # only the head
             self._first = now
-        self._tail = (self._tail + data)[-16:]
+        piece = self._tail + data
+        self._complete = self._complete or b'"length"' in piece  # or it ended early, with an error
+        self._tail = piece[-16:]
         if not self._tail.endswith(b"0\r\n\r\n") if load.stream else not self._whole(data):
+            return
+        if not self._complete:
+            load.failed(piece)
+            self._transport.close()
             return
         load.ended(self._started, self._first, now)
         self._ask()

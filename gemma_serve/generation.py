@@ -18,7 +18,7 @@ from .logs import RequestRecord, current_request
 from .metrics import Inference, Metrics
 from .models import Models
 from .rate_limit import abandon, reserve_tokens
-from .token_usage import estimate_tokens, note_answer, note_event
+from .token_usage import estimate_tokens, note_answer, note_event, prompt_count
 from .tracing import phase
 
 _WITHOUT_ENGINE = {"tokenize", "detokenize", "count_tokens"}
@@ -85,7 +85,8 @@ class Generator:
                 self._models.leave()
             assert isinstance(answer, dict)
             return answer
-        work = await self._enter(body, size, body["model"])
+        answers = prompt_count(body, "input") if kind == "embeddings" else 1
+        work = await self._enter(body, size, body["model"], answers)
         try:
             answer = await self._engine.relay(kind, body)
         except BaseException as error:
@@ -187,6 +188,9 @@ class Work:
             self._left = True
             self._slot.leave()
             self._models.leave()
+        record = current_request.get()
+        if record is not None and record.overdue and self.measures.outcome == "aborted":
+            self.measures.outcome = "timeout"
         self.measures.end()
 
 

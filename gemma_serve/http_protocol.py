@@ -83,6 +83,11 @@ class WebSocketProtocol(PatientOnce, WebSocketsSansIOProtocol):
         else:  # a client that sends pings and reads nothing must not fill the memory with what answers them
             self.conn.data_to_send()
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.close_sent:  # or uvicorn would log an error for each handshake that is refused with a status
+            self.handshake_complete = True
+
     def handle_cont(self, event: Frame) -> None:
         if len(self.frames) >= _MOST_FRAGMENTS:  # empty ones never reach the limit of bytes
             self._fail(1009)
@@ -233,5 +238,6 @@ def _write(cycle: RequestResponseCycle, data: bytes) -> bool:
     """Go on with an answer in chunks that has begun, as uvicorn's `send` would; False if it would wait."""
     if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
         return False
-    cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+    if data:  # an empty chunk would be the answer's end
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
     return True

@@ -39,6 +39,8 @@ class RequestRecord:
     """Has the whole answer been sent?"""
     trace_id: str | None = None
     """32 hexadecimal digits; None where no traces are sent."""
+    overdue: bool = False
+    """Has its time run out before its answer was made?"""
 
     @property
     def final_status(self) -> int:

@@ -21,8 +21,8 @@ from gemma_serve.sessions import Session, SessionNotFound, Sessions
 from gemma_serve.settings import ChatSettings, StorageSettings
 from gemma_serve.storage import SharedStorage, StorageAway
 
-from .chat_client import chatting
-from .conftest import running_redis, serving
+from .chat_client import app_of, chatting
+from .conftest import running_redis, serving, until
 from .fake_engine import FakeEngine
 from .test_app import settings
 
@@ -125,6 +125,23 @@ async def test_changes_of_two_connections_are_both_kept(
         session = await server.find(name, "")
         assert session is not None
         assert sorted(int(message["content"]) for message in session.messages) == list(range(12))
+
+
+async def test_many_connections_together_do_not_outgrow_the_limits(stack: AsyncExitStack) -> None:
+    engine = FakeEngine(hang_at=1)
+    app = app_of(engine, chat={"max_history_messages": 4, "max_history_bytes": 2000})
+    url = await stack.enter_async_context(serving(app))
+    chats = [await stack.enter_async_context(chatting(url)) for _ in range(8)]
+    await chats[0].ask("load", messages=[*ASKED, {"role": "assistant", "content": "Hello"}])
+    for chat in chats[1:]:
+        await chat.ask("session", session_id=chats[0].session_id)
+    for chat in chats:
+        await chat.send("chat", message="x" * 900)
+    await until(lambda: engine.hanging == len(chats))
+    engine.go_on.set()
+    for chat in chats:
+        assert (await chat.replies())[-1]["data"]["messages"] <= 4
+    assert len(await chats[0].history()) == 4
 
 
 async def test_while_redis_is_away(tmp_path: Path, stack: AsyncExitStack) -> None:

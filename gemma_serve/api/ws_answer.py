@@ -51,7 +51,7 @@ class Answer:
 
     async def prepare(self, session: Session) -> int:
         """Take history and question. Returns how many old messages were dropped. Raises `ServeError`."""
-        chat, request = self._settings.chat, self._request
+        request = self._request
         validated(ChatCompletionBody, {"messages": [{"role": "user", "content": ""}], **request.parameters()})
         history = list(session.messages)
         bound = session.tokens
@@ -70,7 +70,7 @@ class Answer:
             self._question = history.pop()["content"]
         self.messages = len(session.messages)
         self._version, self._system, self._history = session.version, session.system, history
-        dropped = within_limits(history, self._question, chat.max_history_messages, chat.max_history_bytes)
+        dropped = self._trim(history)
         if not bound or len(history) != len(session.messages):
             bound = token_bound(self._system, *(message["content"] for message in history))
         bound += token_bound(self._question)
@@ -130,6 +130,7 @@ class Answer:
                 session.messages = self._history + turn
                 session.tokens = self._usage.prompt_tokens + self._usage.completion_tokens
             else:  # another connection has changed it meanwhile
+                self._trim(session.messages)
                 session.messages += turn
                 session.tokens = 0
             self.messages = len(session.messages)
@@ -150,6 +151,10 @@ class Answer:
             "time_to_first_token": record.time_to_first_token,
             "messages": self.messages,
         }
+
+    def _trim(self, history: list[dict[str, str]]) -> int:
+        chat = self._settings.chat
+        return within_limits(history, self._question, chat.max_history_messages, chat.max_history_bytes)
 
     def _prompt(self) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self._system}] if self._system else []
