@@ -21,7 +21,7 @@ from . import __version__
 from .admission import Admission
 from .api import blocks as blocks_api
 from .api import cache as cache_api
-from .api import docs, generate, relay, usage
+from .api import docs, generate, page, relay, usage
 from .api import health as health_api
 from .api import metrics as metrics_api
 from .api import models as models_api
@@ -173,6 +173,8 @@ def create_app(
     app.include_router(version_api.router())
     app.router.routes.append(WebSocketRoute("/ws", chats))
     docs.install(app, [AdapterBody, ChatCompletionBody, CompletionBody])
+    if settings.server.ui_enabled:
+        page.install(app)
     app.add_exception_handler(ServeError, _render_error)
     app.add_exception_handler(HTTPException, _render_http_error)
     app.add_exception_handler(RequestValidationError, _render_wrong_query)

@@ -14,6 +14,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
+from websockets.protocol import State
 
 from .api.streaming import WRITE
 from .errors import HeadTooLarge, InvalidRequest, RequestTimeout, ServeError, Unavailable
@@ -77,6 +78,20 @@ class PatientOnce:
 
 
 class WebSocketProtocol(PatientOnce, WebSocketsSansIOProtocol):
+    async def run_asgi(self) -> None:
+        extensions: dict[str, Any] = {**(self.scope["extensions"] or {}), WRITE: self._write_texts}
+        self.scope["extensions"] = extensions
+        await super().run_asgi()
+
+    def _write_texts(self, texts: list[bytes]) -> bool:
+        """Send them as uvicorn's `send` would; False if it would wait."""
+        if not self.writable.is_set() or self.close_sent or self.conn.state is not State.OPEN:
+            return False
+        for text in texts:
+            self.conn.send_text(text)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        return True
+
     def handle_ping(self) -> None:
         if self.writable.is_set():
             super().handle_ping()

@@ -15,6 +15,7 @@ import pytest
 from gemma_serve.api_keys import digest_of
 from gemma_serve.app import create_app
 from gemma_serve.chat_history import within_context, within_limits
+from gemma_serve.clients import Client, current_client
 from gemma_serve.errors import InvalidRequest
 from gemma_serve.key_file import KeyEntry, write_keys
 from gemma_serve.sessions import Session, SessionNotFound, Sessions
@@ -103,6 +104,32 @@ async def test_memory_is_bounded_and_the_least_used_go_first() -> None:
     kept = [name for name in names if await sessions.find(name, "") is not None]
     assert 40 < len(kept) < 50
     assert kept == [names[0], *names[-len(kept) + 1 :]]
+
+
+async def test_a_client_keeps_so_many_and_those_used_last(
+    storage: dict[str, Any], stack: AsyncExitStack
+) -> None:
+    sessions = open_sessions(storage, stack, max_sessions_per_client=3)
+
+    async def kept(names: list[str], client: str) -> list[int]:
+        current_client.set(Client("ip:192.0.2.9"))  # who has no part in them: to look is not to use
+        return [at for at, name in enumerate(names) if await sessions.find(name, client) is not None]
+
+    async def write(client: str, name: str) -> None:
+        current_client.set(Client(f"key:{client}", key=client))
+        await sessions.edit(name, client, messages=ASKED)
+
+    names, others = ([sessions.new_id() for _ in range(5)] for _ in range(2))
+    for name in others[:3]:
+        await write("bob", name)
+    for name in names[:3]:
+        await write("alice", name)
+    assert await sessions.find(names[0], "alice") is not None  # used again, so the next goes before it
+    await write("alice", names[3])
+    assert await kept(names, "alice") == [0, 2, 3]
+    await write("alice", names[4])
+    assert await kept(names, "alice") == [0, 3, 4]
+    assert await kept(others, "bob") == [0, 1, 2]
 
 
 async def test_changes_of_two_connections_are_both_kept(

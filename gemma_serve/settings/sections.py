@@ -15,6 +15,8 @@ class ServerSettings(Section):
     """Address to listen on; `0.0.0.0` for every interface, as in a container."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and says which."""
+    ui_enabled: bool = True
+    """Serve the chat page at `/`."""
     workers: int = 1
     """API processes. Only 1 for now: each would load an engine of its own."""
     max_body_bytes: int = Field(default=10_000_000, ge=1_000)
@@ -151,6 +153,8 @@ class ChatSettings(Section):
     """Most bytes that a session remembers; the oldest messages are dropped."""
     max_sessions_bytes: int = Field(default=268_435_456, ge=1_000_000)
     """Most bytes of sessions in this process's memory; those not used for longest are dropped."""
+    max_sessions_per_client: int = Field(default=10_000, ge=0)
+    """Most sessions of one key, or of one address where there is no key, in Redis too; 0 is no limit."""
     session_ttl_seconds: int = Field(default=86_400, ge=1)
     """How long a session is kept after its last use."""
 

@@ -22,6 +22,7 @@ class SecuritySettings(Section):
     """YAML file of keys, managed by `gemma-server keys`; edits take effect within 2 s."""
     public_paths: Names = (
         "/",
+        "/assets/*",
         "/health",
         "/health/live",
         "/health/ready",
