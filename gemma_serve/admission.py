@@ -67,6 +67,14 @@ class Admission:
         """Answers that the engine may work on now."""
         return self._running
 
+    @property
+    def full(self) -> bool:
+        """Would the next request be refused? Not where the limit is 0: then nothing is meant to wait here."""
+        limits = self._settings
+        return bool(self._waiting_requests) and (
+            self._waiting_requests >= limits.max_requests or self._waiting_tokens >= limits.max_tokens
+        )
+
     def require_room(self, body_bytes: int = 0) -> None:
         """Raise `Overloaded` when a request of this size would find the queue full."""
         limits = self._settings

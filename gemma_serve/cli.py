@@ -166,6 +166,12 @@ def _check(options: argparse.Namespace) -> int:
         (f"engine.{name}", _shown(name, value), source_of("engine", name, sources))
         for name, value in settings.engine.items()
     ]
+    rows += [
+        (f"models.{name}", _shown("", listed), source_of("models", name, sources))
+        for name, listed in settings.model_dump(include={"models"}, exclude_unset=True)
+        .get("models", {})
+        .items()
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for name, value, source in rows:
         print(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")

@@ -12,10 +12,12 @@ import pytest
 from gemma_serve.admission import Admission, Slot
 from gemma_serve.clients import Client
 from gemma_serve.engine.base import RelayKind
+from gemma_serve.engine.switch import EngineSwitch
 from gemma_serve.errors import Overloaded
 from gemma_serve.generation import Generator
 from gemma_serve.metrics import Metrics
-from gemma_serve.settings import QueueSettings
+from gemma_serve.models import Models
+from gemma_serve.settings import QueueSettings, Settings
 
 from .fake_engine import FakeEngine
 
@@ -136,8 +138,11 @@ async def test_each_text_to_embed_has_a_place(kind: RelayKind, given: Any, place
 
     admission = queue(capacity=8)
     engine = Engine()
+    settings = Settings(model={"name": "gemma-demo"})
+    models = Models(settings, EngineSwitch(settings, lambda _: engine))
     await engine.start()
-    await Generator(engine, admission, Metrics()).relay(kind, {"model": "m", "input": given}, 9)
+    body = {"model": "gemma-demo", "input": given}
+    await Generator(engine, models, admission, Metrics()).relay(kind, body, 9)
     assert admission.running == 0
 
 

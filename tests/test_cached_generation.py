@@ -15,8 +15,10 @@ from gemma_serve.app import create_app
 from gemma_serve.cache import ResponseCache
 from gemma_serve.cached_generation import CachedGenerator
 from gemma_serve.engine.base import Delta, GenerationRequest
+from gemma_serve.engine.switch import EngineSwitch
 from gemma_serve.errors import ServeError
 from gemma_serve.metrics import Metrics
+from gemma_serve.models import Models
 
 from .chat_client import chatting
 from .conftest import serving, until
@@ -130,7 +132,8 @@ async def test_who_waits_goes_on_when_who_began_leaves_the_queue() -> None:
 
 def generator_of(engine: FakeEngine) -> CachedGenerator:
     admission = Admission(settings().queue, engine.capacity)
-    return CachedGenerator(engine, admission, Metrics(), ResponseCache(settings().cache))
+    models = Models(settings(), EngineSwitch(settings(), lambda _: engine))
+    return CachedGenerator(engine, models, admission, Metrics(), ResponseCache(settings().cache))
 
 
 class Words:
@@ -160,7 +163,7 @@ async def test_nobody_waits_for_who_reads_slowly() -> None:
             await read_again.wait()
 
     question = {"messages": [], "temperature": 0, "stream": True}
-    requests = [GenerationRequest("chat", question, name, "gemma") for name in "abc"]
+    requests = [GenerationRequest("chat", question, name, "gemma-demo") for name in "abc"]
     slow, quick = Slow(), Words()
     first, second, third = [await generator.stream(request) for request in requests]
     reading = asyncio.create_task(first.feed(slow))
@@ -194,7 +197,7 @@ async def test_who_fails_to_write_fails_alone(broken: type[Words]) -> None:
     generator = generator_of(engine := FakeEngine())
     await engine.start()
     question = {"messages": [], "temperature": 0, "stream": True}
-    requests = [GenerationRequest("chat", question, name, "gemma") for name in "ab"]
+    requests = [GenerationRequest("chat", question, name, "gemma-demo") for name in "ab"]
     first, second = [await generator.stream(request) for request in requests]
     quick = Words()
     told = await asyncio.gather(first.feed(broken()), second.feed(quick), return_exceptions=True)

@@ -8,9 +8,9 @@ import pytest
 import transformers
 from vllm.engine.arg_utils import AsyncEngineArgs
 
+from gemma_serve.engine.arguments import engine_arguments
 from gemma_serve.engine.families import family_of
 from gemma_serve.engine.published import published
-from gemma_serve.engine.vllm_engine import engine_arguments
 from gemma_serve.settings import DEMO_MODEL, Settings
 
 from .conftest import ROOT

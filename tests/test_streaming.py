@@ -163,7 +163,7 @@ async def test_a_full_queue_refuses_before_it_reads_the_body() -> None:
 async def test_a_stream_of_vllms_that_is_left_has_taken_tokens() -> None:
     from vllm.outputs import CompletionOutput, RequestOutput
 
-    from gemma_serve.engine.vllm_serving import Below, ChunkStream
+    from gemma_serve.engine.vllm_streams import Below, ChunkStream
 
     async def results() -> AsyncGenerator[tuple[int, RequestOutput], None]:
         for prompt_index in (0, 1, 0, 1, 0):
