@@ -1,9 +1,10 @@
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev serve test chaos soak chart-test chart-readme bench-compare lint format lock demo-model clean
+.PHONY: help python setup setup-dev serve test chaos soak chart-test chart-readme bench-compare bench-memory load-test lint format lock demo-model clean
 
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
+LOAD := .cache/load-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +40,19 @@ chart-readme: setup-dev ## Install, then write the chart's README from its value
 
 bench-compare: setup ## Install, then measure this server against vLLM's own, in turn: an hour
 	@exec $(BIN)/python benchmarks/compare_vllm.py $(ARGS)
+
+bench-memory: setup-dev ## Install, then measure tokens per second by memory setting (CONFIG=benchmarks/quick.yaml)
+	@exec $(BIN)/python benchmarks/gpu_memory_sweep.py $(or $(CONFIG),benchmarks/quick.yaml) $(ARGS)
+
+load-test: setup $(LOAD)/ready ## Install, then load-test the server at URL, with the key in OPENAI_API_KEY
+	@PYTHONPATH=$(CURDIR) exec $(LOAD)/bin/python benchmarks/load/run.py $(or $(URL),$(error URL=http://host:port is missing)) $(ARGS)
+
+# GuideLLM and Locust over .venv, whose torch they use: they want other versions of small packages than it has.
+$(LOAD)/ready: benchmarks/load/requirements.txt | setup
+	@rm -rf $(LOAD) && $(BIN)/python -m venv $(LOAD)
+	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		"$$($(LOAD)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/engine.pth"
+	@$(LOAD)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@
 
 lint: setup-dev ## Install, then check style, types and import contracts
 	$(BIN)/ruff check

@@ -17,23 +17,27 @@ import contextlib
 import json
 import os
 import secrets
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-import yaml
+from benchmarks.server import (
+    ENVIRON,
+    ROOT,
+    Server,
+    free_port,
+    load,
+    our_command,
+    round_to,
+    running,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "gemma_serve" / "demo_model"
 NULL = "benchmarks.null_executor.NullExecutor"
 CACHE_BYTES = 4 << 30
@@ -58,36 +62,13 @@ class Row:
     errors: int
 
 
-@dataclass
-class Server:
-    process: subprocess.Popen[bytes]
-    url: str
-    key: str
-
-    def cpu_seconds(self) -> float:
-        times = psutil.Process(self.process.pid).cpu_times()
-        return float(times.user + times.system)
-
-    def rss_mb(self) -> float:
-        return float(psutil.Process(self.process.pid).memory_info().rss / 1e6)
-
-
 @contextlib.contextmanager
 def serving(server: str, engine: str, stream_interval: int, log: Path) -> Iterator[Server]:
     port, key = free_port(), f"sk-{secrets.token_hex(16)}"
-    environ = os.environ | {"PYTHONPATH": str(ROOT), "VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}
     most = 1024 if engine == "null" else 256
     if server == "ours":
         settings: dict[str, dict[str, Any]] = {
-            "server": {"port": port},
             "model": {"name": "gemma-demo"},
-            "security": {
-                "api_keys": [key],
-                "rate_limit_per_minute": 1_000_000,
-                "tokens_per_minute": 1_000_000_000,
-                "max_in_flight": 100_000,
-            },
-            "log": {"format": "json"},
             "engine": {
                 "max_num_seqs": most,
                 "kv_cache_memory_bytes": CACHE_BYTES,
@@ -96,9 +77,7 @@ def serving(server: str, engine: str, stream_interval: int, log: Path) -> Iterat
         }
         if engine == "null":
             settings["engine"]["distributed_executor_backend"] = NULL
-        config = log.with_suffix(".yaml")
-        config.write_text(yaml.safe_dump(settings))
-        command = ["-m", "gemma_serve", "serve", "--config", str(config)]
+        command = our_command(settings, port, key, log.with_suffix(".yaml"))
     else:
         command = ["-m", "vllm.entrypoints.launchers.api_server.entry", "--port", str(port)]
         command += ["--host", "127.0.0.1", "--model", str(MODEL), "--served-model-name", "gemma-demo"]
@@ -106,51 +85,8 @@ def serving(server: str, engine: str, stream_interval: int, log: Path) -> Iterat
         command += ["--no-enable-chunked-prefill", "--stream-interval", str(stream_interval)]
         if engine == "null":
             command += ["--distributed-executor-backend", NULL]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, env=environ, stdout=output, stderr=output
-        )
-    started = Server(process, f"http://127.0.0.1:{port}", key)
-    try:
-        wait_ready(started, log)
+    with running(command, port, key, "gemma-demo", log) as started:
         yield started
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def wait_ready(server: Server, log: Path) -> None:
-    body = {"model": "gemma-demo", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
-    request = urllib.request.Request(
-        f"{server.url}/v1/chat/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json", "Authorization": f"Bearer {server.key}"},
-    )
-    end = time.monotonic() + 600
-    while time.monotonic() < end:
-        if server.process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(request, timeout=120):
-                return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.5)
-    raise SystemExit(f"the server did not start:\n{log.read_text(errors='replace')[-3000:]}")
-
-
-def load(server: Server, clients: int, requests: int, tokens: int, whole: bool) -> dict[str, Any]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "stream_client.py"), server.url]
-    command += ["--clients", str(clients), "--requests", str(requests), "--tokens", str(tokens)]
-    command += ["--key", server.key, *(["--whole"] if whole else [])]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1800)
-    answer: dict[str, Any] = json.loads(result.stdout)
-    return answer
 
 
 def measured(
@@ -158,7 +94,7 @@ def measured(
 ) -> Row:
     requests = max(2 * clients, options.requests)
     before = server.cpu_seconds()
-    result = load(server, clients, requests, options.tokens, whole)
+    result = load(server, clients, requests, options.tokens, *(["--whole"] if whole else []))
     cpu = server.cpu_seconds() - before
 
     def ms(kind: str, share: str) -> float:
@@ -180,10 +116,6 @@ def measured(
         ms("inter_token", "p99"),
         result["errors"],
     )
-
-
-def round_to(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 async def raw(clients: int, requests: int, tokens: int, engine: str) -> float:
@@ -222,7 +154,7 @@ async def raw(clients: int, requests: int, tokens: int, engine: str) -> float:
 def raw_row(engine: str, clients: int, round: int, options: argparse.Namespace) -> Row:
     requests = max(2 * clients, options.requests)
     command = [sys.executable, __file__, "--raw", engine, str(clients), str(requests), str(options.tokens)]
-    environ = os.environ | {"PYTHONPATH": str(ROOT), "VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}
+    environ = os.environ | ENVIRON
     result = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=1800)
     rate = float(result.stdout.strip().splitlines()[-1])
     return Row(engine, "raw", "streamed", clients, round, round_to(rate), 0, 0, 0, 0, 0, 0, 0, 0)
@@ -319,7 +251,7 @@ def main() -> None:
                 for server in SERVERS:
                     log = Path(name) / f"{engine}-{server}-{round}.log"
                     with serving(server, engine, options.stream_interval, log) as started:
-                        load(started, 4, 8, 16, False)  # warm
+                        load(started, 4, 8, 16)  # warm
                         for mode in options.modes:
                             for clients in options.clients:
                                 whole = mode == "whole"

@@ -29,10 +29,11 @@ TOKENS = 64
 
 
 @contextlib.contextmanager
-def running_server(capacity: int) -> Iterator[str]:
+def running_server(capacity: int, *settings: str) -> Iterator[str]:
     """A server on a free port, ready to answer."""
     command = [sys.executable, "-m", "gemma_serve", "serve", "--config", "demo", "--port", "0"]
-    command += ["--set", f"engine.max_num_seqs={capacity}"]
+    for setting in (f"engine.max_num_seqs={capacity}", *settings):
+        command += ["--set", setting]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, cwd=ROOT, stderr=log, stdout=subprocess.DEVNULL)
         try:

@@ -3,7 +3,9 @@
     python benchmarks/stream_client.py http://127.0.0.1:8000 --clients 64 --requests 512 --tokens 64
 
 Each client asks, reads its answer to the end and asks again on the same connection. Prints JSON: times in
-seconds; `tokens` are those asked for, as every answer has `max_tokens` of them.
+seconds; `tokens` are those asked for, as every answer has `max_tokens` of them; inter-token times are a
+request's mean. With --prompt-tokens the prompts are random token ids, exactly so many and the same for the
+same --seed, sent to /v1/completions; --shared-tokens of them are the same in every prompt.
 """
 
 from __future__ import annotations
@@ -11,12 +13,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
+import random
 import statistics
 import time
 from typing import cast
 from urllib.parse import urlsplit
 
 import uvloop
+
+_FIRST_WORD = 300
 
 
 class Client(asyncio.Protocol):
@@ -32,6 +38,7 @@ class Client(asyncio.Protocol):
         self._answered = False
         self._first: float | None = None
         self._tail = self._buffer = b""
+        self._complete = False
         self._started = time.perf_counter()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -50,8 +57,14 @@ class Client(asyncio.Protocol):
             if load.stream and b"\ndata:" not in data:
                 return  # only the head
             self._first = now
-        self._tail = (self._tail + data)[-16:]
+        piece = self._tail + data
+        self._complete = self._complete or b'"length"' in piece  # or it ended early, with an error
+        self._tail = piece[-16:]
         if not self._tail.endswith(b"0\r\n\r\n") if load.stream else not self._whole(data):
+            return
+        if not self._complete:
+            load.failed(piece)
+            self._transport.close()
             return
         load.ended(self._started, self._first, now)
         self._ask()
@@ -80,8 +93,9 @@ class Load:
     def __init__(self, options: argparse.Namespace) -> None:
         self.stream: bool = not options.whole
         parts = urlsplit(options.url)
+        route = "completions" if options.prompt_tokens else "chat/completions"
         lines = [
-            "POST /v1/chat/completions HTTP/1.1",
+            f"POST /v1/{route} HTTP/1.1",
             f"Host: {parts.netloc}",
             "Content-Type: application/json",
         ]
@@ -90,6 +104,9 @@ class Load:
         self.head = ("\r\n".join(lines) + "\r\n").encode()
         self._left = options.requests
         self._options = options
+        self._random = random.Random(options.seed)
+        self._shared = self._words(options.shared_tokens)
+        self._good = 0
         self._first: list[float] = []
         self._gaps: list[float] = []
         self._times: list[float] = []
@@ -101,10 +118,16 @@ class Load:
         if self._left <= 0:
             return None
         self._left -= 1
+        own = self._options.prompt_tokens - len(self._shared)
+        prompt: dict[str, object] = (
+            {"prompt": self._shared + self._words(own)}
+            if self._options.prompt_tokens
+            else {"messages": [{"role": "user", "content": f"Tell me story {self._left}"}]}
+        )
         return json.dumps(
-            {
+            prompt
+            | {
                 "model": self._options.model,
-                "messages": [{"role": "user", "content": f"Tell me story {self._left}"}],
                 "max_tokens": self._options.tokens,
                 "temperature": 1.0,
                 "ignore_eos": True,
@@ -112,11 +135,18 @@ class Load:
             }
         ).encode()
 
+    def _words(self, number: int) -> list[int]:
+        """Token ids that are no special ones and no single bytes."""
+        return self._random.choices(range(_FIRST_WORD, self._options.vocabulary), k=number)
+
     def ended(self, started: float, first: float, now: float) -> None:
         self._first.append(first - started)
         self._times.append(now - started)
+        gap = (now - first) / max(1, self._options.tokens - 1)
         if self._options.tokens > 1:
-            self._gaps.append((now - first) / (self._options.tokens - 1))
+            self._gaps.append(gap)
+        slow_start = 1e3 * (first - started) > self._options.slo_ttft_ms
+        self._good += not (slow_start or 1e3 * gap > self._options.slo_inter_token_ms)
 
     def failed(self, data: bytes) -> None:
         self._errors.append(data[:500].decode(errors="replace"))
@@ -144,6 +174,7 @@ class Load:
             "first_error": next(iter(self._errors), None),
             "seconds": seconds,
             "tokens": done * self._options.tokens,
+            "good_requests": self._good,
             "tokens_per_second": done * self._options.tokens / seconds,
             "ttft": percentiles(self._first),
             "inter_token": percentiles(self._gaps),
@@ -168,6 +199,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--model", default="gemma-demo")
     parser.add_argument("--key", help="API key")
+    parser.add_argument("--prompt-tokens", type=int, default=0, help="of each prompt; 0 asks for a story")
+    parser.add_argument("--shared-tokens", type=int, default=0, help="of each prompt, the same in all")
+    parser.add_argument("--vocabulary", type=int, default=3072, help="ids below this are sent")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--slo-ttft-ms", type=float, default=math.inf, help="a good request's, at most")
+    parser.add_argument("--slo-inter-token-ms", type=float, default=math.inf, help="likewise")
     parser.add_argument("--whole", action="store_true", help="ask for answers in one piece")
     options = parser.parse_args()
 

@@ -33,8 +33,8 @@ _ANYBODY = Client("")
 class Admission:
     """A bounded, fair queue in front of the engine.
 
-    `capacity` is how many answers the engine can work on at once. While it is `paused`, as while a dead one
-    is replaced, nobody has waited too long.
+    `capacity` is how many answers the engine can work on at once; the last request admitted may go beyond it.
+    While it is `paused`, as while a dead one is replaced, nobody has waited too long.
     """
 
     def __init__(
@@ -67,10 +67,18 @@ class Admission:
         """Answers that the engine may work on now."""
         return self._running
 
+    @property
+    def full(self) -> bool:
+        """Would the next request be refused? Not where the limit is 0: then nothing is meant to wait here."""
+        limits = self._settings
+        return bool(self._waiting_requests) and (
+            self._waiting_requests >= limits.max_requests or self._waiting_tokens >= limits.max_tokens
+        )
+
     def require_room(self, body_bytes: int = 0) -> None:
         """Raise `Overloaded` when a request of this size would find the queue full."""
         limits = self._settings
-        if not self._waiting_requests and self._fits(1):
+        if not self._waiting_requests and self._has_room():
             return
         if self._waiting_requests >= limits.max_requests:
             raise self._refusal("queue_requests", f"{self._waiting_requests} requests wait already")
@@ -82,7 +90,7 @@ class Admission:
 
     async def enter(self, body_bytes: int, answers: int = 1, client: Client | None = None) -> Slot:
         """Wait for a place in the engine; `leave` it however the work ends. Raises `Overloaded`."""
-        if self._waiting_requests or not self._fits(answers):
+        if self._waiting_requests or not self._has_room():
             self.require_room(body_bytes)
             await self._wait(body_bytes // _BYTES_PER_TOKEN, answers, client or _ANYBODY)
         else:
@@ -94,9 +102,10 @@ class Admission:
         self._released.append(time.monotonic())
         self._admit()
 
-    def _fits(self, answers: int) -> bool:
-        # A request for more answers than fit at all runs when it is alone.
-        return self._running + answers <= self._capacity() or not self._running
+    def _has_room(self) -> bool:
+        # One place is enough, however many answers a request wants; the others wait in the engine. Here it
+        # would keep all behind it waiting while places are free, until the engine is empty if need be.
+        return self._running < self._capacity()
 
     async def _wait(self, tokens: int, answers: int, client: Client) -> None:
         start = max(self._virtual_time, self._last_tag.pop(client.id, 0.0))
@@ -110,7 +119,6 @@ class Admission:
             self._busy_since = time.monotonic()
         self._waiting_requests += 1
         self._waiting_tokens += tokens
-        self._admit()  # it may fit where the first in the queue does not, and go before that one
         admitted = False
         try:
             while not waiter.admitted.done():
@@ -137,9 +145,7 @@ class Admission:
         self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and (
-            self._waiting[0].admitted.cancelled() or self._fits(self._waiting[0].answers)
-        ):
+        while self._waiting and (self._waiting[0].admitted.cancelled() or self._has_room()):
             waiter = heapq.heappop(self._waiting)
             if waiter.admitted.cancelled():
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -20,13 +21,13 @@ from . import __version__
 from .admission import Admission
 from .api import blocks as blocks_api
 from .api import cache as cache_api
-from .api import docs, generate, relay, usage
+from .api import docs, generate, page, relay, usage
 from .api import health as health_api
 from .api import metrics as metrics_api
 from .api import models as models_api
 from .api import version as version_api
 from .api import ws as ws_api
-from .api.schemas import ChatCompletionBody, CompletionBody
+from .api.schemas import AdapterBody, ChatCompletionBody, CompletionBody
 from .api.streaming import ClientDisconnected
 from .api.ws_request import MessageRequests
 from .api_keys import ApiKeys
@@ -38,6 +39,7 @@ from .connections import Connections
 from .drain import Drain
 from .engine.base import Engine, EngineStatus
 from .engine.lifecycle import VLLMEngine
+from .engine.switch import EngineSwitch
 from .errors import BY_STATUS, InvalidRequest, ServeError
 from .generation import Generator
 from .health import Health
@@ -51,6 +53,7 @@ from .middleware.policy import Policy
 from .middleware.rate_limit import RateLimit
 from .middleware.request_log import RequestLog
 from .middleware.security_headers import SecurityHeaders
+from .middleware.tracing import RequestTraces
 from .middleware.trusted_host import TrustedHost
 from .middleware.unexpected_error import UnexpectedError
 from .models import Models
@@ -59,6 +62,7 @@ from .sessions import Sessions
 from .settings import Settings
 from .stats import Stats
 from .storage import SharedStorage
+from .tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -78,43 +82,61 @@ def create_app(
     *,
     drain: Drain | None = None,
     on_change: Callable[[EngineStatus], None] = lambda status: None,
+    make_engine: Callable[[Settings], Engine] = VLLMEngine,
 ) -> FastAPI:
-    """The application. `on_change` hears of every change of the engine's state, from whichever thread."""
-    engine = engine or VLLMEngine(settings)
-    models = Models(settings, engine)
-    admission = Admission(settings.queue, engine.capacity, lambda: not engine.status.ready)
+    """The application. `on_change` hears of every change of the engine's state, from whichever thread.
+
+    `engine` runs the first model, where it is given; `make_engine` makes those of the others.
+    """
+    given = [engine] if engine is not None else []
+    switch = EngineSwitch(settings, lambda wanted: given.pop() if given else make_engine(wanted))
+    models = Models(settings, switch)
+    admission = Admission(settings.queue, switch.capacity, lambda: not switch.status.ready)
     metrics = Metrics()
     drain = drain or Drain()
     keys = ApiKeys(settings.security)
     storage = SharedStorage(settings.storage) if settings.storage.url else None
     cache = ResponseCache(settings.cache, storage) if settings.cache.enabled else None
     generator = (
-        Generator(engine, admission, metrics)
+        Generator(switch, models, admission, metrics)
         if cache is None
-        else CachedGenerator(engine, admission, metrics, cache)
+        else CachedGenerator(switch, models, admission, metrics, cache)
     )
     blocks = Blocks(settings.security, storage)
     limiter = RateLimiter(settings, storage, lambda client: blocks.strike(client.id, "limit"))
     connections = Connections(settings.chat)
     drain.on_refusing.append(connections.go_away)
     drain.on_overdue.append(connections.give_up)
-    requests = MessageRequests(limiter, drain)
+    otel = settings.otel
+    tracing = (
+        Tracing(otel.url, otel.sample_ratio, otel.service_name, __version__) if otel.url is not None else None
+    )
+    requests = MessageRequests(limiter, drain, tracing)
     sessions = Sessions(settings.chat, storage)
     chats = ws_api.Chats(settings, generator, models, sessions, connections, requests)
-    stats = Stats(engine, admission, settings.log.stats_interval_seconds, cache)
-    metrics.registry.register(ServerCollector(engine, admission, drain, limiter, blocks, stats, cache))
-    health = Health(settings, engine, admission, drain, stats, metrics, storage, cache)
+    stats = Stats(switch, admission, settings.log.stats_interval_seconds, cache)
+    metrics.registry.register(ServerCollector(switch, admission, drain, limiter, blocks, stats, cache))
+    health = Health(settings, switch, models, admission, drain, stats, metrics, storage, cache)
 
     def log_change(status: EngineStatus) -> None:
         level = logging.CRITICAL if status.failed else logging.INFO
         words = [str(status.state), *filter(None, (status.phase, status.error))]
-        logger.log(level, "%s: %s", settings.model.id, ", ".join(words))
+        logger.log(level, "%s: %s", models.default, ", ".join(words))
         on_change(status)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine.status.on_change = log_change
+        loop = asyncio.get_running_loop()
+
+        def changed(status: EngineStatus) -> None:
+            log_change(status)
+            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
+                loop.call_soon_threadsafe(models.moved)
+
+        switch.status.on_change = changed
         async with contextlib.AsyncExitStack() as stack:
+            if tracing is not None:
+                stack.push_async_callback(tracing.aclose)
             if storage is not None:
                 stack.push_async_callback(storage.aclose)
             await stack.enter_async_context(keys.watched())
@@ -123,8 +145,8 @@ def create_app(
             await stack.enter_async_context(connections.swept())
             if cache is not None:
                 stack.push_async_callback(cache.aclose)
-            stack.push_async_callback(engine.stop)
-            await engine.start()
+            stack.push_async_callback(models.changes.stop)
+            await switch.start()
             await stack.enter_async_context(stats.running())
             yield
 
@@ -136,13 +158,13 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=middleware(settings, metrics, drain, keys, blocks, limiter),
+        middleware=middleware(settings, metrics, drain, keys, blocks, limiter, tracing),
     )
     app.state.admission = admission
     app.state.cache = cache
     app.include_router(generate.router(generator, models, settings))
     app.include_router(relay.router(generator, models, settings))
-    app.include_router(models_api.router(models))
+    app.include_router(models_api.router(models, settings.limits.max_json_depth))
     app.include_router(usage.router(limiter))
     app.include_router(blocks_api.router(blocks))
     app.include_router(cache_api.router(cache, models))
@@ -150,7 +172,9 @@ def create_app(
     app.include_router(metrics_api.router(metrics.registry))
     app.include_router(version_api.router())
     app.router.routes.append(WebSocketRoute("/ws", chats))
-    docs.install(app, [ChatCompletionBody, CompletionBody])
+    docs.install(app, [AdapterBody, ChatCompletionBody, CompletionBody])
+    if settings.server.ui_enabled:
+        page.install(app)
     app.add_exception_handler(ServeError, _render_error)
     app.add_exception_handler(HTTPException, _render_http_error)
     app.add_exception_handler(RequestValidationError, _render_wrong_query)
@@ -166,6 +190,7 @@ def middleware(
     keys: ApiKeys,
     blocks: Blocks,
     limiter: RateLimiter,
+    tracing: Tracing | None = None,
 ) -> list[Middleware]:
     """Every middleware, outermost first: the only place that orders them."""
     security = settings.security
@@ -173,6 +198,7 @@ def middleware(
     return [
         Middleware(ProxyHeadersMiddleware, trusted_hosts=list(security.trusted_proxies)),
         Middleware(RequestLog),
+        *([] if tracing is None else [Middleware(RequestTraces, tracing=tracing)]),
         Middleware(RequestMetrics, metrics=metrics),
         Middleware(UnexpectedError),
         Middleware(SecurityHeaders),

@@ -49,7 +49,10 @@ class Block(NamedTuple):
 
 
 class Blocks:
-    """Every process knows all blocks, so a check costs nothing; with `storage` they are shared within 1 s."""
+    """Every process knows all blocks, so a check costs nothing; with `storage` they are shared within 1 s.
+
+    While Redis is away, each process counts and blocks by itself, and tells Redis later.
+    """
 
     def __init__(self, settings: SecuritySettings, storage: SharedStorage | None = None) -> None:
         self._after = {
@@ -62,6 +65,8 @@ class Blocks:
         self._script = storage.redis.register_script(_STRIKE) if storage else None
         self._key = f"{storage.prefix}:blocks" if storage else ""
         self._blocks: dict[str, Block] = {}
+        self._untold: dict[str, Block] = {}
+        """Those of ours that Redis does not know yet."""
         self._counts: dict[str, tuple[int, float]] = {}
         self._sweep_at = _FEWEST_COUNTS
         self.refused = 0
@@ -87,17 +92,26 @@ class Blocks:
             return
         try:
             offence = await self._offence(client, reason)
-            if not offence:
-                return
-            seconds = min(self._longest, self._first * 2 ** min(offence - 1, 30))
-            block = Block(client, reason, offence, time.time() + seconds)
-            self._blocks[client] = block
-            if self._storage is not None:
-                fields = {client: orjson.dumps(list(block))}
-                await self._storage.call(lambda: self._redis.hset(self._key, mapping=fields))
-        except StorageAway:
-            return  # logged there
+        except StorageAway:  # logged there
+            offence = self._offence_here(client, reason)
+        if not offence:
+            return
+        seconds = min(self._longest, self._first * 2 ** min(offence - 1, 30))
+        self._blocks[client] = block = Block(client, reason, offence, time.time() + seconds)
         logger.warning("Blocked %s for %g s (%s, offence %d)", client, seconds, reason, offence)
+        if self._storage is not None:
+            self._untold[client] = block
+            with suppress(StorageAway):
+                await self._tell()
+
+    async def _tell(self) -> None:
+        if told := dict(self._untold):
+            assert self._storage is not None
+            fields = {client: orjson.dumps(list(block)) for client, block in told.items()}
+            await self._storage.call(lambda: self._redis.hset(self._key, mapping=fields))
+            for client, block in told.items():
+                if self._untold.get(client) is block:
+                    del self._untold[client]
 
     async def list(self) -> list[Block]:
         """Those in force, the longest first. Raises `StorageAway`."""
@@ -110,6 +124,7 @@ class Blocks:
     async def lift(self, client: str) -> bool:
         """Whether there was such a block. Its next one is as short as its first. Raises `StorageAway`."""
         found = self._blocks.pop(client, None) is not None
+        self._untold.pop(client, None)
         for key in [f"{what}:{client}" for what in ("authentication", "limit", "offences")]:
             self._counts.pop(key, None)
         if self._storage is not None:
@@ -136,12 +151,13 @@ class Blocks:
     async def _refresh(self) -> None:
         if self._storage is None:
             return
+        await self._tell()
         found = await self._storage.call(lambda: self._redis.hgetall(self._key))
         blocks = [Block(*orjson.loads(value)) for value in found.values()]
         now = time.time()
         if over := [block.client for block in blocks if block.until <= now]:
             await self._storage.call(lambda: self._redis.hdel(self._key, *over))
-        self._blocks = {block.client: block for block in blocks if block.until > now}
+        self._blocks = {block.client: block for block in blocks if block.until > now} | self._untold
 
     async def _offence(self, client: str, reason: Reason) -> int:
         """0 while it is too few, else the how-many-th block this is."""
@@ -150,8 +166,12 @@ class Blocks:
             keys = [f"{self._key}:{reason}:{client}", f"{self._key}:offences:{client}"]
             arguments = [after, self._window, _REMEMBERED_SECONDS]
             return int(await self._storage.call(lambda: script(keys, arguments)))
+        return self._offence_here(client, reason)
+
+    def _offence_here(self, client: str, reason: Reason) -> int:
+        """As `_offence`, counted in this process."""
         count = self._count(f"{reason}:{client}", self._window)
-        if count < after:
+        if count < self._after[reason]:
             return 0
         del self._counts[f"{reason}:{client}"]
         return self._count(f"offences:{client}", _REMEMBERED_SECONDS, again=True)
@@ -166,5 +186,6 @@ class Blocks:
         if len(self._counts) > self._sweep_at:  # an attacker has many addresses
             self._counts = {name: entry for name, entry in self._counts.items() if entry[1] > now}
             self._blocks = {name: block for name, block in self._blocks.items() if block.until > now}
+            self._untold = {name: block for name, block in self._untold.items() if block.until > now}
             self._sweep_at = max(_FEWEST_COUNTS, 2 * len(self._counts))
         return count + 1

@@ -15,8 +15,10 @@ from .errors import RateLimited
 from .generation import Delivery, Generation, Generator
 from .logs import RequestRecord, current_request
 from .metrics import Metrics
+from .models import Models
 from .rate_limit import reserve_tokens
 from .token_usage import estimate_tokens
+from .tracing import phase
 
 _CHEAP_BODY = 65_536  # bytes
 
@@ -24,25 +26,27 @@ _CHEAP_BODY = 65_536  # bytes
 class CachedGenerator(Generator):
     """Equal questions share one generation; whoever of them is there first, and still, pays for it."""
 
-    def __init__(self, engine: Engine, admission: Admission, metrics: Metrics, cache: ResponseCache) -> None:
-        super().__init__(engine, admission, metrics)
+    def __init__(
+        self, engine: Engine, models: Models, admission: Admission, metrics: Metrics, cache: ResponseCache
+    ) -> None:
+        super().__init__(engine, models, admission, metrics)
         self.cache = cache
 
     def require_room(self, body_bytes: int) -> None:
         """Small bodies are read even when the queue is full: their answer may be in the cache."""
         if 0 < body_bytes <= _CHEAP_BODY:
-            self._engine.status.require_serving()
+            self._models.require_open()
         else:
             super().require_room(body_bytes)
 
-    def loaded(self) -> LoadedModel | None:
-        """Raises `EngineNotReady`."""
-        self._engine.status.require_serving()
-        return self._engine.loaded()
+    def loaded(self, model: str) -> LoadedModel | None:
+        """None where its answer has to wait for a load. Raises `EngineNotReady`."""
+        self._models.require_open()
+        return self._models.loaded(model)
 
     def prepare(self, request: GenerationRequest) -> Generation:
         cache = self.cache
-        key = cache.key(request, current_client.get(), self.loaded())
+        key = cache.key(request, current_client.get(), self.loaded(request.model))
         if key is not None:
             return CachedGeneration(self, request, cache, key)
         cache.outcomes["bypass"] += 1
@@ -64,12 +68,16 @@ class CachedGeneration(Generation):
     def found(self) -> Answer | None:
         if self._cache.hits_cost_tokens or self._request.cache == "refresh":
             return None  # `complete` and `stream` see to it
+        started = time.perf_counter()
         if (answer := self._cache.at_hand(self._key)) is not None:
             self._hit(answer)
+            phase("cache", started)
         return answer
 
     async def complete(self) -> bytes:
+        started = time.perf_counter()
         entered = await self._enter()
+        phase("cache", started)
         if isinstance(entered, Answer):
             return entered.body(self._request.public_id)
         seat = entered
@@ -86,6 +94,7 @@ class CachedGeneration(Generation):
     async def stream(self) -> Delivery:
         started = time.perf_counter()
         entered = await self._enter()
+        phase("cache", started)
         if isinstance(entered, Answer):
             return FoundStream(AnswerStream(entered, self._request.public_id))
         seat = entered

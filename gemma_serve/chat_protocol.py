@@ -43,9 +43,17 @@ class Sampling(Data):
     frequency_penalty: Any = None
     presence_penalty: Any = None
     repetition_penalty: Any = None
+    length_penalty: Any = None
+    logit_bias: Any = None
+    bad_words: Any = None
     seed: Any = None
     stop: Any = None
+    stop_token_ids: Any = None
+    min_tokens: Any = None
+    ignore_eos: Any = None
     response_format: Any = None
+    structured_outputs: Any = None
+    reasoning_effort: Any = None
     chat_template_kwargs: Any = None
 
     def parameters(self) -> dict[str, Any]:

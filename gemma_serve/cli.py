@@ -1,4 +1,4 @@
-"""`gemma-server`: serve, node, check, keys, chat."""
+"""`gemma-server`: serve, node, check, plan, keys, chat."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from . import __version__, cli_chat, cli_keys
+from . import __version__, cli_chat, cli_keys, cli_plan
 from .errors import StartupError
 from .settings import Settings, fields, load_with_sources, masked, source_of, variable_name
 
@@ -75,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(run=run)
         _add_settings(command)
+    plan = commands.add_parser(
+        "plan",
+        help="compute what fits on a GPU: weights, KV cache, how many users, which settings",
+        description="Compute what fits on a GPU. Needs neither the GPU nor the weights.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cli_plan.add_arguments(plan)
     keys = commands.add_parser(
         "keys",
         help="create, list, revoke and verify API keys; show their usage",
@@ -158,6 +165,12 @@ def _check(options: argparse.Namespace) -> int:
     rows += [
         (f"engine.{name}", _shown(name, value), source_of("engine", name, sources))
         for name, value in settings.engine.items()
+    ]
+    rows += [
+        (f"models.{name}", _shown("", listed), source_of("models", name, sources))
+        for name, listed in settings.model_dump(include={"models"}, exclude_unset=True)
+        .get("models", {})
+        .items()
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for name, value, source in rows:

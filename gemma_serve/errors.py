@@ -2,6 +2,7 @@
 
     ServeError                      500 server_error
     ├── EngineCrash                     engine_crash (the request itself makes the engine fail)
+    ├── LoadFailed                      model_load_failed
     ├── InvalidRequest              400 invalid_request_error
     │   ├── ContextLengthExceeded       context_length_exceeded
     │   ├── Unprocessable           422 (an image that cannot be fetched, …)
@@ -19,6 +20,7 @@
     ├── DeadlineExceeded            504 timeout
     ├── Unavailable                 503, Retry-After
     │   ├── EngineNotReady              engine_loading, engine_failed, engine_dead, engine_stopped
+    │   ├── ModelNotLoaded              model_not_loaded
     │   ├── EngineDied                  engine_died (this request cannot go on)
     │   ├── Overloaded                  engine_overloaded
     │   ├── ShuttingDown                server_shutting_down
@@ -85,6 +87,12 @@ class ServeError(Exception):
 
 class EngineCrash(ServeError):
     code = "engine_crash"
+
+
+class LoadFailed(ServeError):
+    """A model could not be loaded."""
+
+    code = "model_load_failed"
 
 
 class InvalidRequest(ServeError):
@@ -181,6 +189,10 @@ class RateLimited(ServeError):
 
 class EngineNotReady(Unavailable):
     """`code` names the engine's state."""
+
+
+class ModelNotLoaded(Unavailable):
+    code = "model_not_loaded"
 
 
 class Overloaded(Unavailable):

@@ -16,8 +16,10 @@ from .engine.base import Delta, Engine, GenerationRequest, RelayKind, Sink, Toke
 from .errors import ServeError
 from .logs import RequestRecord, current_request
 from .metrics import Inference, Metrics
+from .models import Models
 from .rate_limit import abandon, reserve_tokens
-from .token_usage import estimate_tokens, note_answer, note_event
+from .token_usage import estimate_tokens, note_answer, note_event, prompt_count
+from .tracing import phase
 
 _WITHOUT_ENGINE = {"tokenize", "detokenize", "count_tokens"}
 
@@ -25,14 +27,15 @@ _WITHOUT_ENGINE = {"tokenize", "detokenize", "count_tokens"}
 class Generator:
     """Runs requests on the engine. Raises `ServeError`; cancelling or closing stops the engine's work."""
 
-    def __init__(self, engine: Engine, admission: Admission, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, models: Models, admission: Admission, metrics: Metrics) -> None:
         self._engine = engine
+        self._models = models
         self._admission = admission
         self._metrics = metrics
 
     def require_room(self, body_bytes: int) -> None:
         """Refuse what could not be served before its body is read."""
-        self._engine.status.require_serving()
+        self._models.require_open()
         self._admission.require_room(body_bytes)
 
     def prepare(self, request: GenerationRequest) -> Generation:
@@ -75,10 +78,15 @@ class Generator:
     async def relay(self, kind: RelayKind, body: dict[str, Any], size: int) -> dict[str, Any] | RelayedEvents:
         """What vLLM's own handler of another API answers, whole or as server-sent events."""
         if kind in _WITHOUT_ENGINE:
-            answer = await self._engine.relay(kind, body)
+            await self._models.enter(body["model"])
+            try:
+                answer = await self._engine.relay(kind, body)
+            finally:
+                self._models.leave()
             assert isinstance(answer, dict)
             return answer
-        work = await self._enter(body, size, body["model"])
+        answers = prompt_count(body, "input") if kind == "embeddings" else 1
+        work = await self._enter(body, size, body["model"], answers)
         try:
             answer = await self._engine.relay(kind, body)
         except BaseException as error:
@@ -96,13 +104,19 @@ class Generator:
         return answer
 
     async def _enter(self, body: dict[str, Any], size: int, model: str, answers: int = 1) -> Work:
-        self._engine.status.require_serving()
-        await reserve_tokens(lambda: estimate_tokens(body))
-        client = current_client.get()
-        measures = Inference(self._metrics, model, client.key if client else None, answers)
-        slot = await self._admission.enter(size, answers, client)
+        started = time.perf_counter()
+        await self._models.enter(model)
+        try:
+            await reserve_tokens(lambda: estimate_tokens(body))
+            client = current_client.get()
+            measures = Inference(self._metrics, model, client.key if client else None, answers)
+            slot = await self._admission.enter(size, answers, client)
+        except BaseException:
+            self._models.leave()
+            raise
         measures.admitted()
-        return Work(slot, measures)
+        phase("queue", started)
+        return Work(slot, self._models, measures)
 
 
 class Delivery(Protocol):
@@ -147,10 +161,12 @@ class Generation:
 class Work:
     """A request's place in the engine, and its measures. `leave` however it ended."""
 
-    __slots__ = ("_slot", "measures")
+    __slots__ = ("_left", "_models", "_slot", "measures")
 
-    def __init__(self, slot: Slot, measures: Inference) -> None:
+    def __init__(self, slot: Slot, models: Models, measures: Inference) -> None:
         self._slot = slot
+        self._models = models
+        self._left = False
         self.measures = measures
 
     def succeeded(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
@@ -168,7 +184,13 @@ class Work:
         self.measures.completion_tokens = completion_tokens or 0
 
     def leave(self) -> None:
-        self._slot.leave()
+        if not self._left:
+            self._left = True
+            self._slot.leave()
+            self._models.leave()
+        record = current_request.get()
+        if record is not None and record.overdue and self.measures.outcome == "aborted":
+            self.measures.outcome = "timeout"
         self.measures.end()
 
 

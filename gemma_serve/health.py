@@ -12,9 +12,10 @@ from . import __version__
 from .admission import Admission
 from .cache import ResponseCache
 from .drain import Drain
-from .engine.base import Engine
+from .engine.base import Engine, EngineState
 from .engine.installed import vllm_version
 from .metrics import Metrics
+from .models import Models
 from .settings import Settings, digest
 from .stats import Stats
 from .storage import SharedStorage
@@ -25,6 +26,7 @@ class Health:
         self,
         settings: Settings,
         engine: Engine,
+        models: Models,
         admission: Admission,
         drain: Drain,
         stats: Stats,
@@ -32,7 +34,7 @@ class Health:
         storage: SharedStorage | None = None,
         cache: ResponseCache | None = None,
     ) -> None:
-        self._model = settings.model
+        self._models = models
         self._engine = engine
         self._admission = admission
         self._drain = drain
@@ -56,15 +58,19 @@ class Health:
 
     def ready(self) -> bool:
         """Would a request sent now be served?"""
-        return self._engine.status.ready and not self._drain.begun
+        return self._engine.status.ready and not self._drain.begun and not self._admission.full
 
     def summary(self) -> dict[str, Any]:
         status = self._engine.status
         if self._drain.begun:
             return {"status": "draining", "reason": f"the server ends; {self._drain.active} requests run"}
+        if status.ready and self._admission.full:
+            return {"status": "overloaded", "reason": f"{self._admission.waiting} requests wait"}
         body: dict[str, Any] = {"status": str(status.state)}
         if status.phase:
             body["phase"] = status.phase
+        if status.state is EngineState.LOADING and (share := self._engine.report().loaded) is not None:
+            body["share"] = share
         if status.error:
             body["reason"] = status.error
         return body
@@ -78,12 +84,7 @@ class Health:
             "versions": self._versions,
             "started": _moment(self._started),
             "uptime_seconds": round(time.time() - self._started, 3),
-            "model": {
-                "id": self._model.id,
-                "name": self._model.name,
-                "aliases": list(self._model.aliases),
-                "max_model_len": self._engine.model_length() or self._model.max_length,
-            },
+            "model": self._models.summary(),
             "device": device
             and {
                 "type": device.type,

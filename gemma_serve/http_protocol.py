@@ -14,6 +14,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
+from websockets.protocol import State
 
 from .api.streaming import WRITE
 from .errors import HeadTooLarge, InvalidRequest, RequestTimeout, ServeError, Unavailable
@@ -77,11 +78,30 @@ class PatientOnce:
 
 
 class WebSocketProtocol(PatientOnce, WebSocketsSansIOProtocol):
+    async def run_asgi(self) -> None:
+        extensions: dict[str, Any] = {**(self.scope["extensions"] or {}), WRITE: self._write_texts}
+        self.scope["extensions"] = extensions
+        await super().run_asgi()
+
+    def _write_texts(self, texts: list[bytes]) -> bool:
+        """Send them as uvicorn's `send` would; False if it would wait."""
+        if not self.writable.is_set() or self.close_sent or self.conn.state is not State.OPEN:
+            return False
+        for text in texts:
+            self.conn.send_text(text)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        return True
+
     def handle_ping(self) -> None:
         if self.writable.is_set():
             super().handle_ping()
         else:  # a client that sends pings and reads nothing must not fill the memory with what answers them
             self.conn.data_to_send()
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.close_sent:  # or uvicorn would log an error for each handshake that is refused with a status
+            self.handshake_complete = True
 
     def handle_cont(self, event: Frame) -> None:
         if len(self.frames) >= _MOST_FRAGMENTS:  # empty ones never reach the limit of bytes
@@ -233,5 +253,6 @@ def _write(cycle: RequestResponseCycle, data: bytes) -> bool:
     """Go on with an answer in chunks that has begun, as uvicorn's `send` would; False if it would wait."""
     if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
         return False
-    cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+    if data:  # an empty chunk would be the answer's end
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
     return True

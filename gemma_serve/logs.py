@@ -37,6 +37,10 @@ class RequestRecord:
     """Of the answer, once it has begun."""
     finished: bool = False
     """Has the whole answer been sent?"""
+    trace_id: str | None = None
+    """32 hexadecimal digits; None where no traces are sent."""
+    overdue: bool = False
+    """Has its time run out before its answer was made?"""
 
     @property
     def final_status(self) -> int:
@@ -144,6 +148,8 @@ class JsonFormatter(LineFormatter):
             entry["request_id"] = request.id
             if request.key is not None:
                 entry["key"] = request.key
+            if request.trace_id is not None:
+                entry["trace_id"] = request.trace_id
         entry |= fields
         try:
             return orjson.dumps(entry, default=str).decode()

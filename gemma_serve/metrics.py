@@ -11,8 +11,8 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-Outcome = Literal["ok", "error", "aborted", "refused"]
-"""How a generation ended; `aborted`: its client left, `refused`: the request was wrong."""
+Outcome = Literal["ok", "error", "aborted", "refused", "timeout"]
+"""How a generation ended; `aborted`: its client left, `timeout`: its time was up, `refused`: it was wrong."""
 
 _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 _FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 120)

@@ -20,7 +20,6 @@ from . import logs
 from .app import create_app
 from .drain import Drain
 from .engine.base import Engine, EngineStatus
-from .engine.lifecycle import VLLMEngine
 from .errors import StartupError
 from .http_protocol import protocols
 from .settings import ServerSettings, Settings
@@ -38,10 +37,11 @@ def run(settings: Settings, engine: Engine | None = None) -> NoReturn:
     sock = _bind(settings.server.host, settings.server.port)
     url = _url(sock, "https" if settings.server.tls_certificate else "http")
     started = time.monotonic()
-    greeted = False
+    greeted = failed = False
 
     def on_change(status: EngineStatus) -> None:
-        nonlocal greeted
+        nonlocal greeted, failed
+        failed = failed or status.failed
         if status.ready and not greeted:
             greeted = True
             with contextlib.suppress(OSError):  # nobody reads it, which is no reason to end
@@ -49,7 +49,6 @@ def run(settings: Settings, engine: Engine | None = None) -> NoReturn:
         elif status.failed:
             server.should_exit = True
 
-    engine = engine or VLLMEngine(settings)
     drain = Drain()
     config = uvicorn.Config(
         create_app(settings, engine, drain=drain, on_change=on_change),
@@ -74,7 +73,7 @@ def run(settings: Settings, engine: Engine | None = None) -> NoReturn:
             runner.run(server.serve(sockets=[sock]))
     except KeyboardInterrupt:
         pass  # before uvicorn listened to signals
-    code = 1 if engine.status.failed or not server.started else 0
+    code = 1 if failed or not server.started else 0
     # A loader thread may still be inside vLLM's C code; a normal exit would wait for it or crash in it.
     logging.shutdown()
     sys.stdout.flush()

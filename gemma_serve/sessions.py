@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 from cachetools import TTLCache
 
+from .clients import current_client
 from .errors import Conflict, InvalidRequest, NotFound
 from .settings import ChatSettings
 from .storage import SharedStorage, StorageAway
@@ -21,11 +23,21 @@ _LONGEST_ID = 64
 _ATTEMPTS = 8
 _OVERHEAD = 256  # bytes of a session besides its history
 
-# Write version ARGV[1] unless somebody else has written it, or a later one, meanwhile.
+_MOST_CLIENTS = 10_000  # whose sessions are counted in memory
+_UNLIMITED = 2**53
+
+# Write version ARGV[1] unless somebody else has written it, or a later one, meanwhile. KEYS[2] has the
+# sessions of the client by their last use: when they are more than ARGV[5], the first of them go.
 _WRITE = """
 if tonumber(redis.call('HGET', KEYS[1], 'version') or 0) >= tonumber(ARGV[1]) then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'data', ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
+redis.call('ZADD', KEYS[2], ARGV[4], KEYS[1])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[4] - ARGV[3])
+while redis.call('ZCARD', KEYS[2]) > tonumber(ARGV[5]) do
+    redis.call('DEL', redis.call('ZPOPMIN', KEYS[2])[1])
+end
 return 1
 """
 
@@ -79,6 +91,9 @@ class Sessions:
         self._memory: TTLCache[str, _Stored] = TTLCache(
             settings.max_sessions_bytes, self._ttl, getsizeof=lambda stored: len(stored.data) + _OVERHEAD
         )
+        self._most_per_client = settings.max_sessions_per_client or _UNLIMITED
+        # The ids of each client's, the one used last at the end.
+        self._of_client: TTLCache[str, dict[str, None]] = TTLCache(_MOST_CLIENTS, self._ttl)
         self._storage = storage
         self._write = storage.redis.register_script(_WRITE) if storage else None
 
@@ -143,9 +158,9 @@ class Sessions:
         return await self.update(session_id, owner, change)
 
     async def _read(self, session_id: str) -> _Stored | None:
-        local = self._memory.pop(session_id, None)
+        local = self._memory.get(session_id)
         if local is not None:
-            self._memory[session_id] = local  # its time begins anew
+            self._keep(session_id, local, written=False)  # its time begins anew
         if self._storage is None:
             return local
         try:
@@ -161,29 +176,48 @@ class Sessions:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.hmget(key, "version", "data")
             pipe.expire(key, self._ttl)
-            (version, data), _ = await pipe.execute()
+            pipe.zadd(self._index(), {key: time.time()}, xx=True)
+            pipe.expire(self._index(), self._ttl)
+            (version, data), *_ = await pipe.execute()
         return None if version is None else _Stored(int(version), data)
 
     async def _put(self, session_id: str, stored: _Stored) -> bool:
         """Whether nobody else was faster."""
         if self._storage is not None and (write := self._write) is not None:
-            arguments: list[Any] = [stored.version, stored.data, self._ttl]
+            keys = [self._key(session_id), self._index()]
+            most = self._most_per_client
+            arguments: list[Any] = [stored.version, stored.data, self._ttl, time.time(), most]
             try:
-                key = self._key(session_id)
-                if not await self._storage.call(lambda: write([key], arguments)):
+                if not await self._storage.call(lambda: write(keys, arguments)):
                     self._memory.pop(session_id, None)
                     return False
             except StorageAway:
                 if not self._fail_open:
                     raise
+        self._keep(session_id, stored, written=True)
+        return True
+
+    def _keep(self, session_id: str, stored: _Stored, *, written: bool) -> None:
+        """In memory, as the one used last."""
         self._memory.pop(session_id, None)
         with contextlib.suppress(ValueError):  # larger than the whole memory, which only escapes can make it
             self._memory[session_id] = stored
-        return True
+        names: dict[str, None] = self._of_client.get(_client(), {})
+        if written or session_id in names:  # who only knows another's id has no part in it
+            names.pop(session_id, None)
+            names[session_id] = None
+            self._of_client[_client()] = names
+        while len(names) > self._most_per_client:
+            del names[oldest := next(iter(names))]
+            self._memory.pop(oldest, None)
 
     def _key(self, session_id: str) -> str:
         assert self._storage is not None
         return f"{self._storage.prefix}:session:{session_id}"
+
+    def _index(self) -> str:
+        assert self._storage is not None
+        return f"{self._storage.prefix}:sessions:{_client()}"
 
     @property
     def _redis(self) -> Any:  # redis-py annotates its asyncio methods for both kinds of client
@@ -193,6 +227,11 @@ class Sessions:
     @property
     def _fail_open(self) -> bool:
         return self._storage is None or self._storage.fail_open
+
+
+def _client() -> str:
+    client = current_client.get()
+    return client.id if client else ""
 
 
 _NOT_FOUND = "There is no such session: it was not used for long, or another key made it. Begin a new one."

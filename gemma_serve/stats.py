@@ -63,7 +63,8 @@ class Stats:
             return None
         now, generated = self._tokens[-1]
         since, before = next(sample for sample in self._tokens if sample[0] >= now - seconds - 0.5)
-        return (generated - before) / (now - since) if now > since else 0.0
+        # A model that is loaded counts from 0 again.
+        return max(0, generated - before) / (now - since) if now > since else 0.0
 
     async def _sample(self) -> None:
         report = self._engine.report()
@@ -97,7 +98,7 @@ class Stats:
         """A line, unless nothing has happened since the last one."""
         report, admission, now = self._engine.report(), self._admission, time.monotonic()
         before, self._logged = self._logged, (now, report.generated_tokens or 0)
-        generated = self._logged[1] - before[1] if before else 0
+        generated = max(0, self._logged[1] - before[1]) if before else 0
         cached = self._cached_since()
         if before is None or not (generated or cached or admission.running or admission.waiting):
             return

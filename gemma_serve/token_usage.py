@@ -26,9 +26,9 @@ def estimate_tokens(body: dict[str, Any]) -> tuple[int, int]:
     return prompt, max(0, most) * copies * prompt_count(body)
 
 
-def prompt_count(body: dict[str, Any]) -> int:
-    """How many prompts a completion has."""
-    prompt = body.get("prompt")
+def prompt_count(body: dict[str, Any], name: str = "prompt") -> int:
+    """How many prompts a completion has, or as `input` embeddings."""
+    prompt = body.get(name)
     return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
 
 

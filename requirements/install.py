@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Iterator, NamedTuple, NoReturn, Sequence  # noqa: UP035  # older Pythons run this
 
-from preflight import DEV_APT, ENGINES, SetupError, preflight, say
+from preflight import DEV_APT, ENGINES, OPTIONAL_APT, SetupError, preflight, say
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -93,7 +93,7 @@ def wanted_stamp(engine: str) -> Stamp:
     return Stamp(
         venv=_digest(engine, sys.version_info[:2], platform.machine(), str(ROOT)),
         base=base,
-        dev=_digest(base, lock_file("dev").read_bytes(), DEV_APT),
+        dev=_digest(base, lock_file("dev").read_bytes(), DEV_APT, OPTIONAL_APT),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import importlib.util
@@ -26,6 +27,10 @@ DEV_APT: tuple[tuple[str, str], ...] = (
     ("nginx", "nginx"),
     ("prometheus", "prometheus"),
     ("redis-server", "redis-server"),
+)
+# What they can do without, and what is skipped then.
+OPTIONAL_APT: tuple[tuple[str, str, str], ...] = (
+    ("chromium", "chromium", "the tests of the chat page in a browser"),
 )
 
 
@@ -61,6 +66,8 @@ def preflight(engine: str, dev: bool, log: Path, fill: Path | None) -> None:
         raise SetupError(f"this machine is not ready{hint}:{listing}")
     if engine == "cpu" and not shutil.which("g++"):
         say("Note: no C++ compiler. The demo runs without; `enforce_eager: false` needs g++.")
+    if dev:
+        add_optional(log)
 
 
 def blockers(engine: str, fill: Path | None) -> list[str]:
@@ -145,6 +152,26 @@ def _has_library(name: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def add_optional(log: Path) -> None:
+    """Install what the tests can do without, or say what is skipped for it."""
+    for program, package, skipped in OPTIONAL_APT:
+        if shutil.which(program):
+            continue
+        if os.geteuid() == 0 and shutil.which("apt-get") and not _is_ubuntu():
+            with contextlib.suppress(SetupError):
+                apt_install([package], log)
+        if not shutil.which(program):
+            say(f"Note: no {program}, so {skipped} are skipped: apt-get install -y {package}, on Debian")
+
+
+def _is_ubuntu() -> bool:
+    """Its browsers are snaps: the packages of that name fetch those, which no container can run."""
+    try:
+        return re.search(r"^ID=\"?ubuntu", Path("/etc/os-release").read_text(), re.MULTILINE) is not None
+    except OSError:
+        return False
 
 
 def apt_install(packages: Sequence[str], log: Path) -> None:

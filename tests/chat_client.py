@@ -20,6 +20,9 @@ from .test_app import settings
 
 Reply = dict[str, Any]
 
+HELLO = [("user", "Hi"), ("assistant", "Hello world")]
+"""The history after one question to the fake engine."""
+
 
 class ChatClient:
     def __init__(self, socket: ClientConnection, first: Reply) -> None:

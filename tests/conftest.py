@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import signal
@@ -173,6 +174,14 @@ def client(live: ServerProcess) -> Iterator[openai.OpenAI]:
 def http(live: ServerProcess) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=live.url, timeout=120) as client:
         yield client
+
+
+@pytest.fixture
+def no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No client may make the server log an error."""
+    caplog.set_level(logging.INFO, "gemma_serve")
+    yield
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ from gemma_serve.engine.base import (
     Stream,
     Usage,
 )
-from gemma_serve.errors import ServeError
+from gemma_serve.errors import InvalidRequest, NotImplementedHere, ServeError
 
 
 class FakeStream(Stream):
@@ -65,6 +65,12 @@ class FakeEngine:
         pause: float = 0.0,
         usage: dict[str, int] | None = None,
     ) -> None:
+        self.adapters: dict[str, str] = {}
+        self.asleep = 0
+        """The level of its sleep."""
+        self.can_sleep = True
+        self.abandoned: ServeError | None = None
+        self.stopped = False
         self.words, self.hang_at, self.fail_at = words, hang_at, fail_at
         self.error = error or ServeError("the fake engine failed")
         self.status = EngineStatus()
@@ -86,7 +92,34 @@ class FakeEngine:
             self.status.set(EngineState.READY)
 
     async def stop(self) -> None:
+        self.stopped = True
         self.status.set(EngineState.STOPPED)
+
+    async def check(self) -> None:
+        pass
+
+    def abandon(self, error: ServeError) -> None:
+        self.abandoned = error
+        self.go_on.set()
+
+    def require_sleep(self) -> None:
+        if not self.can_sleep:
+            raise NotImplementedHere("The fake engine cannot sleep.")
+
+    async def sleep(self, level: int) -> None:
+        self.asleep = level
+
+    async def wake(self) -> None:
+        self.asleep = 0
+
+    async def load_adapter(self, name: str, path: str) -> LoadedModel:
+        if path == "missing":
+            raise InvalidRequest("there is no such adapter", param="path")
+        self.adapters[name] = path
+        return LoadedModel(f"{self.model.identity} {path}")
+
+    async def unload_adapter(self, name: str) -> None:
+        del self.adapters[name]
 
     async def complete(self, request: GenerationRequest) -> tuple[dict[str, Any], Usage]:
         self.requests.append(request)
@@ -131,6 +164,8 @@ class FakeEngine:
         self.hanging += 1
         try:
             await self.go_on.wait()
+            if self.abandoned is not None:
+                raise self.abandoned
         except asyncio.CancelledError:
             self.cancelled += 1
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -15,6 +16,19 @@ def test_request_cost() -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert "10,000 keys" in result.stdout
+    print(result.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_health_latency() -> None:
+    options = ["--streams", "16", "--seconds", "2", "--null"]
+    command = [sys.executable, "-m", "benchmarks.health_latency", *options]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["busy"]["probes"] > 0 and found["busy"]["not_ready"] == 0
+    assert found["tokens_per_second"] > 0
     print(result.stdout)
 
 

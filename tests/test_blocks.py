@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -18,7 +16,7 @@ from gemma_serve.blocks import Blocked, Blocks
 from gemma_serve.key_file import KeyEntry, write_keys
 from gemma_serve.storage import SharedStorage
 
-from .conftest import serving, until
+from .conftest import running_redis, serving, until
 from .fake_engine import FakeEngine
 from .test_api_keys import bearer
 from .test_rate_limit import settings
@@ -135,18 +133,11 @@ async def test_another_server_knows_within_seconds(redis_server: str) -> None:
     storages = [SharedStorage(config.storage) for _ in range(2)]
     here, there = (Blocks(config.security, storage) for storage in storages)
 
-    def blocked() -> bool:
-        try:
-            there.check("ip:a")
-        except Blocked:
-            return True
-        return False
-
     async with there.shared():
         await here.strike("ip:a", "authentication")
-        await until(blocked)
+        await until(lambda: is_blocked(there, "ip:a"))
         assert await here.lift("ip:a")
-        await until(lambda: not blocked())
+        await until(lambda: not is_blocked(there, "ip:a"))
     await asyncio.gather(*(storage.aclose() for storage in storages))
 
 
@@ -159,11 +150,28 @@ async def test_many_addresses_do_not_fill_the_memory(monkeypatch: pytest.MonkeyP
     assert len(blocks._counts) < 5_000
 
 
-async def test_redis_away_blocks_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)
-    config = settings(f"unix://{tmp_path}/nowhere", block_after_failures=1)
-    storage = SharedStorage(config.storage)
-    blocks: Any = Blocks(config.security, storage)
-    await blocks.strike("ip:a", "authentication")
-    blocks.check("ip:a")
-    await storage.aclose()
+def is_blocked(blocks: Blocks, client: str) -> bool:
+    try:
+        blocks.check(client)
+    except Blocked:
+        return True
+    return False
+
+
+async def test_while_redis_is_away_each_server_blocks_and_tells_the_others_later(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    config = settings(f"unix://{path}", block_after_failures=2)
+    storages = [SharedStorage(config.storage) for _ in range(2)]
+    here, there = (Blocks(config.security, storage) for storage in storages)
+    await here.strike("ip:a", "authentication")
+    assert not is_blocked(here, "ip:a")
+    await here.strike("ip:a", "authentication")
+    assert is_blocked(here, "ip:a")
+    async with here.shared(), there.shared():
+        with running_redis(path):
+            await until(lambda: is_blocked(there, "ip:a"))
+            assert is_blocked(here, "ip:a")
+            assert await there.lift("ip:a")
+            await until(lambda: not is_blocked(here, "ip:a"))
+            assert not is_blocked(there, "ip:a")
+    await asyncio.gather(*(storage.aclose() for storage in storages))

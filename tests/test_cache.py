@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +25,7 @@ from gemma_serve.engine.base import Delta, GenerationRequest, LoadedModel, Usage
 from gemma_serve.key_file import KeyEntry, KeyLimits, write_keys
 from gemma_serve.settings import Settings
 
-from .conftest import running_redis, serving, until
+from .conftest import serving, until
 from .fake_engine import FakeEngine
 from .test_api_keys import bearer
 from .test_rate_limit import settings as base_settings
@@ -329,71 +327,7 @@ async def test_another_load_of_the_model_empties_its_entries(storage: str | None
         assert (await http.post(CHAT, json=ASK)).headers["x-cache"] == "miss"
 
 
-# Redis.
-
-
-async def test_servers_share_it_and_go_on_without_it(tmp_path: Path) -> None:
-    with running_redis(tmp_path / "socket") as url:
-        given = settings(url)
-        given = given.model_copy(
-            update={"storage": given.storage.model_copy(update={"timeout_seconds": 0.5, "fail_open": False})}
-        )
-        one, two = (create_app(given, FakeEngine()) for _ in "ab")
-        async with serving(one) as first, serving(two) as second, httpx.AsyncClient(timeout=10) as http:
-            await http.post(first + CHAT, json=ASK)
-            await until(lambda: not one.state.cache.flights)
-            assert (await http.post(second + CHAT, json=ASK)).headers["x-cache"] == "hit"
-            (name,) = [key for key in await one.state.cache.store._redis.keys() if b"answers" in key]
-            for field in await one.state.cache.store._redis.hkeys(name):
-                await one.state.cache.store._redis.hset(name, field, b"[1,2]")
-            assert (await http.post(second + CHAT, json=ASK)).headers["x-cache"] == "miss"  # unreadable
-            await one.state.cache.store._redis.shutdown(nosave=True, force=True)
-            again = await http.post(first + CHAT, json=ASK)
-            assert (again.status_code, again.headers["x-cache"]) == (200, "miss")
-            assert (await http.delete(first + "/v1/cache")).status_code == 503
-
-
-async def test_a_redis_that_hangs_costs_a_bounded_wait(tmp_path: Path) -> None:
-    with running_redis(tmp_path / "socket") as url:
-        given = settings(url)
-        given = given.model_copy(
-            update={"storage": given.storage.model_copy(update={"timeout_seconds": 0.2})}
-        )
-        engine = FakeEngine()
-        app = create_app(given, engine)
-        async with serving(app) as at, httpx.AsyncClient(base_url=at, timeout=30) as http:
-            await http.post(CHAT, json=ASK)
-            await until(lambda: not app.state.cache.flights)
-            pid = (await app.state.cache.store._redis.info("server"))["process_id"]
-            os.kill(pid, signal.SIGSTOP)
-            try:
-                for number in range(20):  # more would pile up than answers of one time-out
-                    answer = await http.post(CHAT, json=ASK | {"max_tokens": number % 2 + 1})
-                    assert (answer.status_code, answer.headers["x-cache"]) == (200, "miss")
-                await until(lambda: not app.state.cache.flights)
-                assert len(engine.requests) == 21
-            finally:
-                os.kill(pid, signal.SIGCONT)
-
-            async def hit() -> bool:
-                return (await http.post(CHAT, json=ASK)).headers["x-cache"] == "hit"
-
-            async with asyncio.timeout(20):  # what was kept is there again
-                while not await hit():
-                    await asyncio.sleep(0.05)
-
-
-async def test_what_began_before_another_server_emptied_it_is_not_kept(redis_server: str) -> None:
-    given, engine = settings(redis_server), FakeEngine(hang_at=0)
-    one, two = create_app(given, engine), create_app(given, FakeEngine())
-    async with serving(one) as first, serving(two) as second, httpx.AsyncClient(timeout=30) as http:
-        asked = asyncio.create_task(http.post(first + CHAT, json=ASK))
-        await until(lambda: engine.hanging == 1)
-        assert (await http.delete(second + "/v1/cache")).json() == {"deleted": 0}
-        engine.go_on.set()
-        assert (await asked).status_code == 200
-        await until(lambda: not one.state.cache.flights)
-        assert (await http.post(second + CHAT, json=ASK)).headers["x-cache"] == "miss"
+# What there is to keep, and to watch.
 
 
 @pytest.mark.parametrize("form", ["whole", "stream"])
@@ -410,9 +344,6 @@ def test_an_answer_survives_its_encoding(form: str) -> None:
     for broken in (b"{}", b"[1, 2]", b"", answer.encode()[:-1], b"\xff\n"):
         with pytest.raises(ValueError):
             Answer.decode(broken)
-
-
-# What there is to watch.
 
 
 async def test_it_is_counted() -> None:

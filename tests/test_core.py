@@ -319,3 +319,20 @@ async def test_what_has_ended_is_forgotten(bench: Bench) -> None:
         await bench.tokens(f"r{number}", 1)
     bench.core.notice_death()
     assert not bench.core._entries
+
+
+async def test_what_is_abandoned_ends_with_the_reason(bench: Bench) -> None:
+    for name in ("a", "b"):
+        await bench.add(name)
+    bench.hand.give("a", 7)
+    assert await bench.tokens("a", 1) == [7]
+    bench.core.abandon(EngineDied("another model takes its place"))
+    for name in ("a", "b"):
+        async with asyncio.timeout(5):
+            with pytest.raises(EngineDied, match="another model"):
+                await bench.queues[name].get()
+        await bench.abort(name)
+    assert bench.core.unfinished == 0
+    await bench.add("c")  # the core itself still works
+    bench.hand.give("c", 9)
+    assert await bench.tokens("c", 1) == [9]

@@ -76,7 +76,7 @@ def is_public(target: str) -> bool:
         path = "/" + path.split("/", 3)[3] if path.count("/") > 2 else "/"
     if path in PUBLIC:
         return True
-    return path.startswith("/docs/assets/") and not {"..", ".", ""} & set(path[1:].split("/"))
+    return path.startswith(("/assets/", "/docs/assets/")) and not {"..", ".", ""} & set(path[1:].split("/"))
 
 
 def mangled(path: str) -> st.SearchStrategy[str]:
@@ -100,6 +100,8 @@ def mangled(path: str) -> st.SearchStrategy[str]:
                 "/docs/assets/../.." + path,
                 "/docs/assets/%2e%2e/%2e%2e" + path,
                 "/docs/assets//" + path,
+                "/assets/.." + path,
+                "/assets/%2e%2e" + path,
                 "/docs" + path,
                 "/health/live/.." + path,
                 "/health/live%2f.." + path,
@@ -228,5 +230,14 @@ def test_only_a_preflight_of_an_allowed_origin_passes(port: int) -> None:
 
 def test_the_public_list_is_what_it_should_be() -> None:
     assert json.dumps(sorted(PUBLIC)) == json.dumps(
-        ["/", "/docs", "/docs/assets/*", "/health", "/health/live", "/health/ready", "/openapi.json"]
+        [
+            "/",
+            "/assets/*",
+            "/docs",
+            "/docs/assets/*",
+            "/health",
+            "/health/live",
+            "/health/ready",
+            "/openapi.json",
+        ]
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+import websockets
 
 from gemma_serve.app import create_app
 from gemma_serve.settings import ServerSettings, Settings, SettingsError
@@ -246,6 +247,15 @@ async def test_too_many_connections_are_told_and_probes_answered() -> None:
             async with asyncio.timeout(10):
                 while not await again():
                     await asyncio.sleep(0.01)
+
+
+async def test_a_refused_handshake_is_no_error_of_the_servers(caplog: pytest.LogCaptureFixture) -> None:
+    app = create_app(settings(security={"api_keys": ["sk-0123456789abcdef"]}), FakeEngine())
+    async with serving(app) as url:
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await websockets.connect(url.replace("http", "ws") + "/ws")
+    assert refused.value.response.status_code == 401
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_deep_json_and_costly_requests_are_refused() -> None:

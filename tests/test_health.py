@@ -15,7 +15,7 @@ import pytest
 from gemma_serve import __version__
 from gemma_serve.admission import Admission
 from gemma_serve.app import create_app
-from gemma_serve.engine.base import EngineState, EngineStatus
+from gemma_serve.engine.base import EngineReport, EngineState, EngineStatus
 from gemma_serve.settings import Settings, digest
 from gemma_serve.stats import Stats
 
@@ -126,6 +126,49 @@ async def test_running_and_waiting() -> None:
         assert body["connections"]["http"] == 4
         engine.go_on.set()
         await asyncio.gather(*requests)
+
+
+async def test_a_full_queue_is_not_ready_and_a_long_one_is() -> None:
+    engine = FakeEngine(hang_at=0)
+    engine.capacity = lambda: 1  # type: ignore[method-assign]
+    async with (
+        serving(create_app(settings(queue={"max_requests": 3}), engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
+
+        async def waiting(count: int) -> httpx.Response:
+            async with asyncio.timeout(10):
+                while (await client.get("/health/metrics")).json()["waiting"] != count:
+                    await asyncio.sleep(0.01)
+            return await client.get("/health/ready")
+
+        requests = [asyncio.create_task(client.post("/v1/chat/completions", json=CHAT)) for _ in range(3)]
+        assert (await waiting(2)).status_code == 200
+        requests.append(asyncio.create_task(client.post("/v1/chat/completions", json=CHAT)))
+        ready = await waiting(3)
+        assert (ready.status_code, ready.json()["status"]) == (503, "overloaded")
+        assert int(ready.headers["retry-after"]) > 0
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 503  # it told the truth
+        assert (await client.get("/health/live")).status_code == 200
+        engine.go_on.set()
+        assert [answer.status_code for answer in await asyncio.gather(*requests)] == [200] * 4
+        assert (await client.get("/health/ready")).status_code == 200
+
+
+async def test_how_far_a_load_is() -> None:
+    engine = FakeEngine(ready=False)
+    app = create_app(settings(), engine)
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+        engine.status.set(EngineState.LOADING, "loading the weights")
+        assert (await client.get("/health/ready")).json() == {
+            "status": "loading",
+            "phase": "loading the weights",
+        }
+        engine.report = lambda: EngineReport(loaded=0.25)  # type: ignore[method-assign]
+        body = (await client.get("/health")).json()
+        assert (body["phase"], body["share"]) == ("loading the weights", 0.25)
+        engine.status.set(EngineState.READY)
+        assert (await client.get("/health/ready")).json() == {"status": "ready"}
 
 
 async def test_redis_up_and_away(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ def test_the_wheel_holds_what_the_server_needs(wheel: Path) -> None:
         "gemma_serve/demo_model/tokenizer.json",
         "gemma_serve/demo_model/chat_template.jinja",
         "gemma_serve/engine/logging.json",
+        "gemma_serve/web/chat/index.html",
+        "gemma_serve/web/chat/vendor/purify.es.mjs",
         "gemma_serve/web/swagger/swagger-ui-bundle.js",
         "gemma_serve/py.typed",
     ):

@@ -5,6 +5,9 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
+from gemma_serve.engine.load_progress import Progress, progress_of
 from gemma_serve.engine.process_output import EngineOutput, formatted_stderr
 
 
@@ -71,3 +74,44 @@ def test_this_process_has_its_stderr_back() -> None:
     with formatted_stderr():
         assert os.fstat(2) != before
     assert os.path.samestat(os.fstat(2), before)
+
+
+@pytest.mark.parametrize(
+    ("line", "progress"),
+    [
+        (
+            "Loading safetensors checkpoint shards:  50% Completed | 1/2 [00:00<00:00, 55.70it/s]",
+            Progress("loading the weights", 0.5),
+        ),
+        (
+            "Multi-thread loading pt checkpoint shards: 100% Completed | 2/2 [00:00<?, ?it/s]",
+            Progress("loading the weights", 1.0),
+        ),
+        (
+            "Capturing CUDA graphs (decode, FULL):  12%|#2  | 8/67 [00:01<00:09,  6.20it/s]",
+            Progress("capturing CUDA graphs", 0.12),
+        ),
+        (
+            "model-00001-of-00002.safetensors:   3%|3   | 147M/4.97G [00:02<01:18, 61.3MB/s]",
+            Progress("downloading the weights", 0.03),
+        ),
+        ("INFO [Worker] Warming up model for the compilation...", Progress("compiling", None)),
+        ("INFO [Worker] Dynamo bytecode transform time: 4.31 s", Progress("compiling", None)),
+        ("INFO [EngineCore] Loading weights took 0.02 seconds", None),
+        ("Enforce eager set, disabling torch.compile and CUDAGraphs", None),
+    ],
+)
+def test_how_far_a_load_is(line: str, progress: Progress | None) -> None:
+    assert progress_of(line) == progress
+
+
+def test_the_progress_of_each_line_is_told() -> None:
+    told: list[Progress] = []
+    reader, writer = os.pipe()
+    with open(os.devnull, "wb") as nowhere:
+        output = EngineOutput(os.dup(nowhere.fileno()), told.append)
+    with os.fdopen(writer, "w") as bar:
+        for percent in range(0, 101, 10):
+            bar.write(f"\rLoading safetensors checkpoint shards: {percent}% Completed")
+    output.forward(reader)
+    assert [progress.share for progress in told] == [percent / 100 for percent in range(0, 101, 10)]

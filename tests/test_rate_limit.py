@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -394,6 +396,40 @@ async def test_500_disconnects_leave_nothing_behind(storage: str | None) -> None
         await lease.settle(None, None)
         assert lease.tokens_left is not None
     assert all(stream.closed for stream in engine.streams)
+
+
+async def test_who_leaves_while_redis_is_asked_gets_his_tokens_back(tmp_path: Path) -> None:
+    with running_redis(tmp_path / "socket") as storage:
+        config = settings(storage, tokens_per_day=100_000)
+        slow = config.model_copy(
+            update={"storage": config.storage.model_copy(update={"timeout_seconds": 5.0})}
+        )
+        app = create_app(slow, FakeEngine())
+        limiter = find_limiter(app)
+        assert limiter._storage is not None
+        redis = limiter._storage.redis
+        process = (await redis.info("server"))["process_id"]
+        async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=20) as http:
+            assert (await http.post("/v1/chat/completions", json=CHAT)).status_code == 200
+            before = await limiter.usage(1)
+            reserve, asked = limiter._quotas.reserve, asyncio.Event()
+
+            async def hung(*args: Any) -> Any:
+                os.kill(process, signal.SIGSTOP)
+                asked.set()
+                return await reserve(*args)
+
+            limiter._quotas.reserve = hung  # type: ignore[method-assign, assignment]
+            request = asyncio.create_task(http.post("/v1/chat/completions", json=CHAT | {"max_tokens": 5000}))
+            await asked.wait()
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+            await until(lambda: limiter.in_flight() == 0)
+            os.kill(process, signal.SIGCONT)
+            await until(lambda: not limiter._settling)
+            limiter._quotas.reserve = reserve  # type: ignore[method-assign]
+            left = CHAT | {"max_tokens": 99_900 - sum(day.prompt_tokens for day in before)}
+            assert (await http.post("/v1/chat/completions", json=left)).status_code == 200
 
 
 async def test_redis_away_and_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,14 +15,15 @@ import pytest
 from gemma_serve.api_keys import digest_of
 from gemma_serve.app import create_app
 from gemma_serve.chat_history import within_context, within_limits
+from gemma_serve.clients import Client, current_client
 from gemma_serve.errors import InvalidRequest
 from gemma_serve.key_file import KeyEntry, write_keys
 from gemma_serve.sessions import Session, SessionNotFound, Sessions
 from gemma_serve.settings import ChatSettings, StorageSettings
 from gemma_serve.storage import SharedStorage, StorageAway
 
-from .chat_client import chatting
-from .conftest import running_redis, serving
+from .chat_client import app_of, chatting
+from .conftest import running_redis, serving, until
 from .fake_engine import FakeEngine
 from .test_app import settings
 
@@ -105,6 +106,32 @@ async def test_memory_is_bounded_and_the_least_used_go_first() -> None:
     assert kept == [names[0], *names[-len(kept) + 1 :]]
 
 
+async def test_a_client_keeps_so_many_and_those_used_last(
+    storage: dict[str, Any], stack: AsyncExitStack
+) -> None:
+    sessions = open_sessions(storage, stack, max_sessions_per_client=3)
+
+    async def kept(names: list[str], client: str) -> list[int]:
+        current_client.set(Client("ip:192.0.2.9"))  # who has no part in them: to look is not to use
+        return [at for at, name in enumerate(names) if await sessions.find(name, client) is not None]
+
+    async def write(client: str, name: str) -> None:
+        current_client.set(Client(f"key:{client}", key=client))
+        await sessions.edit(name, client, messages=ASKED)
+
+    names, others = ([sessions.new_id() for _ in range(5)] for _ in range(2))
+    for name in others[:3]:
+        await write("bob", name)
+    for name in names[:3]:
+        await write("alice", name)
+    assert await sessions.find(names[0], "alice") is not None  # used again, so the next goes before it
+    await write("alice", names[3])
+    assert await kept(names, "alice") == [0, 2, 3]
+    await write("alice", names[4])
+    assert await kept(names, "alice") == [0, 3, 4]
+    assert await kept(others, "bob") == [0, 1, 2]
+
+
 async def test_changes_of_two_connections_are_both_kept(
     storage: dict[str, Any], stack: AsyncExitStack
 ) -> None:
@@ -125,6 +152,23 @@ async def test_changes_of_two_connections_are_both_kept(
         session = await server.find(name, "")
         assert session is not None
         assert sorted(int(message["content"]) for message in session.messages) == list(range(12))
+
+
+async def test_many_connections_together_do_not_outgrow_the_limits(stack: AsyncExitStack) -> None:
+    engine = FakeEngine(hang_at=1)
+    app = app_of(engine, chat={"max_history_messages": 4, "max_history_bytes": 2000})
+    url = await stack.enter_async_context(serving(app))
+    chats = [await stack.enter_async_context(chatting(url)) for _ in range(8)]
+    await chats[0].ask("load", messages=[*ASKED, {"role": "assistant", "content": "Hello"}])
+    for chat in chats[1:]:
+        await chat.ask("session", session_id=chats[0].session_id)
+    for chat in chats:
+        await chat.send("chat", message="x" * 900)
+    await until(lambda: engine.hanging == len(chats))
+    engine.go_on.set()
+    for chat in chats:
+        assert (await chat.replies())[-1]["data"]["messages"] <= 4
+    assert len(await chats[0].history()) == 4
 
 
 async def test_while_redis_is_away(tmp_path: Path, stack: AsyncExitStack) -> None:

@@ -84,6 +84,18 @@ async def test_only_events_have_comments(accept: str) -> None:
         assert "keep-alive" not in (await asking).text
 
 
+@pytest.mark.parametrize("cached", [False, True])
+async def test_a_step_without_text_does_not_end_a_stream_of_text(cached: bool) -> None:
+    """As of a model that reasons; an empty chunk would be the end for HTTP, and the rest another answer."""
+    engine = FakeEngine(("Hello", "", " world", ""), pause=0.001)
+    app = create_app(Settings(model={"name": "gemma-demo"}, cache={"enabled": cached}), engine)
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+        for number in range(2):  # on one connection
+            body = {"messages": MESSAGES, "temperature": 0, "max_tokens": number + 1}
+            answer = await client.post("/v1/chat/completions", json=body, headers={"Accept": "text/plain"})
+            assert answer.text == "Hello world"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_deadline_ends_the_work(stream: bool) -> None:
     engine = FakeEngine(hang_at=0)
@@ -100,6 +112,8 @@ async def test_a_deadline_ends_the_work(stream: bool) -> None:
         assert answer.json()["error"]["code"] == "deadline_exceeded"
         assert "0.05 s" in answer.json()["error"]["message"]
         assert engine.cancelled == 1
+        metrics = (await client.get("/metrics")).text
+        assert 'model_inference_total{model="gemma-demo",outcome="timeout"} 1.0' in metrics
 
 
 async def test_a_deadline_in_the_middle_is_the_streams_last_event() -> None:
@@ -149,7 +163,7 @@ async def test_a_full_queue_refuses_before_it_reads_the_body() -> None:
 async def test_a_stream_of_vllms_that_is_left_has_taken_tokens() -> None:
     from vllm.outputs import CompletionOutput, RequestOutput
 
-    from gemma_serve.engine.vllm_serving import Below, ChunkStream
+    from gemma_serve.engine.vllm_streams import Below, ChunkStream
 
     async def results() -> AsyncGenerator[tuple[int, RequestOutput], None]:
         for prompt_index in (0, 1, 0, 1, 0):

@@ -20,7 +20,7 @@ from vllm.v1.engine import async_llm
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import AsyncMPClient, BackgroundResources, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-from vllm.v1.engine.output_processor import RequestState
+from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 from vllm.v1.engine.utils import CoreEngineProcManager
 
 from gemma_serve import engine_fields
@@ -28,7 +28,12 @@ from gemma_serve.engine.installed import vllm_version
 from gemma_serve.engine.resume import STATELESS
 from gemma_serve.engine.supervisor import Supervisor
 from gemma_serve.engine.vllm_errors import map_error, raise_for_error
-from gemma_serve.engine.vllm_names import ErrorInfo, ErrorResponse
+from gemma_serve.engine.vllm_names import (
+    ErrorInfo,
+    ErrorResponse,
+    LoadLoRAAdapterRequest,
+    UnloadLoRAAdapterRequest,
+)
 from gemma_serve.engine.vllm_serving import ChatServing, CompletionServing
 from gemma_serve.errors import InvalidRequest, ModelNotFound, ServeError, Unavailable
 
@@ -58,7 +63,7 @@ def test_the_supervisor_takes_what_async_llm_takes() -> None:
         "request_id",
     ]
     assert "self.output_handler" in inspect.getsource(AsyncLLM._run_output_handler)
-    for name in ("shutdown", "reset_mm_cache", "abort", "from_vllm_config"):
+    for name in ("shutdown", "reset_mm_cache", "abort", "from_vllm_config", "remove_lora"):
         assert callable(getattr(AsyncLLM, name))
     assert isinstance(inspect.getattr_static(AsyncLLM, "errored"), property)
 
@@ -78,6 +83,19 @@ def test_the_core_can_be_replaced() -> None:
     assert {"tokenizer", "request", "prompt", "parent_req", "request_index", "queue", "log_stats"} <= set(
         inspect.signature(RequestState.from_new_request).parameters
     )
+
+
+def test_a_request_can_be_traced() -> None:
+    from vllm.tracing import extract_trace_context
+
+    assert extract_trace_context({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
+    assert list(inspect.signature(OutputProcessor.do_tracing).parameters)[1:] == [
+        "engine_core_output",
+        "req_state",
+        "iteration_stats",
+    ]
+    assert "if self.tracing_enabled" in inspect.getsource(OutputProcessor.process_outputs)
+    assert "self.observability_config.otlp_traces_endpoint" in inspect.getsource(AsyncLLM.add_request)
 
 
 def test_every_sampling_parameter_has_been_thought_of() -> None:
@@ -170,3 +188,26 @@ def test_what_the_report_reads_is_there() -> None:
     assert "kv_cache_memory_bytes" in CacheConfig.__dataclass_fields__
     assert '"vllm:generation_tokens"' in inspect.getsource(loggers)
     assert loggers.PrometheusStatLogger._counter_cls is prometheus_client.Counter
+
+
+def test_models_can_be_changed() -> None:
+    from vllm import envs
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+    from vllm.platforms.cpu import CpuPlatform
+    from vllm.renderers.base import BaseRenderer
+    from vllm.renderers.inputs.preprocess import parse_model_prompt
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    assert callable(envs.disable_envs_cache)
+    assert "unregister_vllm_metrics()" in inspect.getsource(PrometheusStatLogger.__init__)
+    for name in ("sleep", "wake_up", "remove_lora", "reset_prefix_cache", "collective_rpc"):
+        assert inspect.iscoroutinefunction(getattr(AsyncLLM, name)), name
+    assert list(inspect.signature(AsyncLLM.sleep).parameters)[1] == "level"
+    assert list(inspect.signature(AsyncLLM.wake_up).parameters)[1] == "tags"
+    for name in ("load_lora_adapter", "unload_lora_adapter"):
+        assert inspect.iscoroutinefunction(getattr(OpenAIServingModels, name)), name
+    assert {"lora_name", "lora_path"} <= LoadLoRAAdapterRequest.model_fields.keys()
+    assert "lora_name" in UnloadLoRAAdapterRequest.model_fields
+    assert list(inspect.signature(parse_model_prompt).parameters) == ["model_config", "prompt"]
+    assert list(inspect.signature(BaseRenderer.render_cmpl).parameters)[1] == "prompts"
+    assert not CpuPlatform().is_sleep_mode_available()

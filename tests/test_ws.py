@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Iterator
+import json
+from typing import Any
 
 import pytest
 import websockets
+from starlette.types import Message
 
+from gemma_serve.api.streaming import WRITE
+from gemma_serve.api.ws_outbox import Outbox
+from gemma_serve.api.ws_tokens import Tokens
+from gemma_serve.chat_protocol import Sampling
 from gemma_serve.drain import Drain
+from gemma_serve.engine.base import Delta
 
-from .chat_client import app_of, chatting, closed, ws
+from .chat_client import HELLO, app_of, chatting, closed, ws
 from .conftest import serving, start_fake
 from .fake_engine import FakeEngine
 
-HELLO = [("user", "Hi"), ("assistant", "Hello world")]
-
-
-@pytest.fixture(autouse=True)
-def _no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    caplog.set_level(logging.INFO, "gemma_serve")
-    yield
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+pytestmark = pytest.mark.usefixtures("no_errors")
 
 
 async def test_a_chat_is_streamed_and_remembered() -> None:
@@ -63,6 +62,39 @@ async def test_without_streaming_only_the_message_comes() -> None:
     async with serving(app_of()) as url, chatting(url) as chat:
         await chat.send("chat", message="Hi", stream=False)
         assert [reply["type"] for reply in await chat.replies()] == ["message"]
+
+
+async def test_the_parameters_of_an_answer_reach_the_engine() -> None:
+    engine = FakeEngine()
+    given: dict[str, Any] = {
+        "model": "gemma-demo",
+        "max_tokens": 9,
+        "max_completion_tokens": 9,
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "top_k": 5,
+        "min_p": 0.1,
+        "frequency_penalty": 0.1,
+        "presence_penalty": 0.1,
+        "repetition_penalty": 1.1,
+        "length_penalty": 1.1,
+        "logit_bias": {"5": 1.0},
+        "bad_words": ["x"],
+        "seed": 1,
+        "stop": ["x"],
+        "stop_token_ids": [1],
+        "min_tokens": 1,
+        "ignore_eos": True,
+        "response_format": {"type": "json_object"},
+        "structured_outputs": {"choice": ["x"]},
+        "reasoning_effort": "none",
+        "chat_template_kwargs": {"x": 1},
+    }
+    assert given.keys() == Sampling.model_fields.keys()
+    async with serving(app_of(engine)) as url, chatting(url) as chat:
+        for kind, data in (("chat", given | {"message": "Hi"}), ("regenerate", given)):
+            assert (await chat.ask(kind, **data))["type"] == "message"
+            assert engine.requests[-1].body.items() >= given.items()
 
 
 async def test_a_question_is_answered_again_or_edited() -> None:
@@ -208,3 +240,57 @@ async def test_a_server_that_is_stopped_lets_its_chats_go() -> None:
             assert ([reply["data"] for reply in replies], code) == ([{"reason": "shutdown"}], 1001)
     finally:
         assert await asyncio.to_thread(server.end) == 0
+
+
+# --- below the protocol
+
+
+async def test_what_could_not_be_sent_at_once_goes_together_and_in_order() -> None:
+    sent: list[bytes] = []
+    room = False
+
+    def write(texts: list[bytes]) -> bool:
+        sent.extend(texts if room else [])
+        return room
+
+    async def send(event: Message) -> None:
+        sent.append(event["text"].encode())
+
+    tokens = Tokens(Outbox({"extensions": {WRITE: write}}, send), "1", wanted=True)
+    for delta in (Delta(0, "", delta={"reasoning": "Hm"}), Delta(0, "Hel"), Delta(0, "lo")):
+        tokens.put(delta)
+        assert not tokens.flush()
+    await tokens.drain()
+    room = True
+    tokens.put(Delta(0, " world", "stop"))
+    assert tokens.flush()
+    data = [json.loads(text)["data"] for text in sent]
+    assert data == [{"reasoning": "Hm"}, {"text": "Hello"}, {"text": " world"}]
+    assert (tokens.text, tokens.reasoning, tokens.finish_reason) == ("Hello world", "Hm", "stop")
+
+    tokens.put(Delta(0, "!"))
+    tokens.end()
+    assert tokens.flush() and len(sent) == 3  # too late, after what ended the answer
+    assert tokens.text == "Hello world!"
+
+
+async def test_nothing_overtakes_a_message_that_waits() -> None:
+    sent: list[str] = []
+    room = asyncio.Event()
+
+    async def send(event: Message) -> None:
+        await room.wait()
+        sent.append(event["text"])
+
+    def write(texts: list[bytes]) -> bool:
+        sent.extend(text.decode() for text in texts)
+        return True
+
+    out = Outbox({"extensions": {WRITE: write}}, send)
+    first = asyncio.create_task(out.send(b"first"))
+    await asyncio.sleep(0)
+    assert not out.write([b"second"])
+    room.set()
+    await first
+    assert out.write([b"second"])
+    assert sent == ["first", "second"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -20,12 +18,7 @@ from .conftest import serving, until
 from .fake_engine import FakeEngine
 from .test_rate_limit import find_limiter
 
-
-@pytest.fixture(autouse=True)
-def _no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    caplog.set_level(logging.INFO, "gemma_serve")
-    yield
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+pytestmark = pytest.mark.usefixtures("no_errors")
 
 
 WRONG: dict[str, tuple[str | bytes, str | None, str | None]] = {
@@ -124,6 +117,16 @@ async def test_a_reader_that_stops_ends_its_answer() -> None:
         await until(lambda: find_limiter(app).in_flight() == 0)
 
 
+async def test_a_client_that_answers_no_ping_is_left() -> None:
+    limits = ServerSettings(ping_seconds=0.1, write_timeout_seconds=1)
+    async with serving(app_of(), limits=limits) as url, chatting(url) as dead, chatting(url) as alive:
+        dead.socket.transport.pause_reading()
+        await until(lambda: len(connections()) == 1, 30)
+        dead.socket.transport.resume_reading()
+        assert await closed(dead) == ([], 1011)
+        assert (await alive.ask("ping"))["type"] == "pong"
+
+
 async def test_a_client_that_leaves_ends_its_answer_and_finds_what_there_was() -> None:
     engine = FakeEngine(hang_at=1)
     async with serving(app_of(engine)) as url:
@@ -162,9 +165,12 @@ async def test_pings_of_a_client_that_reads_nothing_fill_no_memory() -> None:
             chat.socket.transport.write(ping * 1_000)
             await asyncio.sleep(0)
         await until(lambda: not chat.socket.transport.get_write_buffer_size(), 60)
-        held = [
-            item.transport.get_write_buffer_size()
-            for item in gc.get_objects()
-            if issubclass(type(item), WebSocketProtocol)  # `isinstance` would ask what weak references are to
-        ]
+        held = [connection.transport.get_write_buffer_size() for connection in connections()]
         assert held and max(held) < 1_000_000
+
+
+def connections() -> list[WebSocketProtocol]:
+    """The server's ends of those that are open."""
+    # `isinstance` would ask what weak references are to
+    found = [item for item in gc.get_objects() if issubclass(type(item), WebSocketProtocol)]
+    return [item for item in found if not item.transport.is_closing()]

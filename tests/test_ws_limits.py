@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +14,15 @@ import websockets
 from gemma_serve.api_keys import digest_of
 from gemma_serve.key_file import KeyEntry, write_keys
 
-from .chat_client import app_of, chatting, closed, ws
+from .chat_client import HELLO, app_of, chatting, closed, ws
 from .conftest import serving
 from .fake_engine import FakeEngine
 from .test_metrics import scrape, value
 from .test_rate_limit import find_limiter
 
+pytestmark = pytest.mark.usefixtures("no_errors")
+
 ALICE, BOB = "sk-ws-alice-0123456789", "sk-ws-bob-0123456789"
-HELLO = [("user", "Hi"), ("assistant", "Hello world")]
-
-
-@pytest.fixture(autouse=True)
-def _no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    caplog.set_level(logging.INFO, "gemma_serve")
-    yield
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 @pytest.fixture

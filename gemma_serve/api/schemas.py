@@ -250,10 +250,25 @@ class Model(BaseModel):
     created: int
     owned_by: str
     root: str
+    parent: str | None
+    """Of an adapter, the model that it changes."""
     max_model_len: int | None
     """Context length in tokens."""
     aliases: list[str]
+    family: str | None
+    """Such as `Gemma 3`; null before it has been loaded."""
+    modalities: list[str] | None
+    """What it takes: `text`, `image`, `audio`; likewise."""
     state: str
+    error: str | None
+    """Why its last load failed."""
+
+
+class AdapterBody(Schema):
+    name: str = Field(pattern=r"^[\w.:-]{1,200}$")
+    """What clients call it."""
+    path: str = Field(min_length=1, max_length=1000)
+    """A folder on the server, or a Hugging Face id."""
 
 
 class ModelList(BaseModel):
@@ -325,4 +340,6 @@ class HealthSummary(BaseModel):
     status: str
     phase: str | None = None
     """While loading: what is being done."""
+    share: float | None = None
+    """What is done of it, 0 to 1, where that is known."""
     reason: str | None = None

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from ..engine.base import Delta, Kind, TokenStream
 from ..errors import DeadlineExceeded, ServeError, ShuttingDown
 from ..generation import Delivery
+from ..logs import current_request
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -35,7 +36,8 @@ TEXT_HEADERS = stream_headers(b"text/plain; charset=utf-8")
 
 WRITE = "gemma_serve.write"
 """The extension of the ASGI scope by which `http_protocol` lets an answer that has begun be gone on with: a
-function that takes bytes and says whether it has sent them, past all middleware."""
+function that takes bytes, or a list of texts for a WebSocket, and says whether it has sent them, past all
+middleware."""
 
 
 def _never(data: bytes) -> bool:
@@ -68,11 +70,15 @@ async def until_disconnect(receive: Receive, work: Awaitable[T], seconds: float 
             pass
         cancel(ClientDisconnected())
 
+    def expire() -> None:
+        if (record := current_request.get()) is not None:
+            record.overdue = True
+        cancel(DeadlineExceeded(f"The answer was not finished within {seconds:g} s."))
+
     watcher = loop.create_task(watch())
     timer = None
     if seconds is not None:
-        late = DeadlineExceeded(f"The answer was not finished within {seconds:g} s.")
-        timer = loop.call_later(seconds, cancel, late)
+        timer = loop.call_later(seconds, expire)
     try:
         return await work
     except asyncio.CancelledError:

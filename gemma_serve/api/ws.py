@@ -18,13 +18,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..chat_protocol import (
     GOING_AWAY,
-    LONGEST_ID,
     POLICY_VIOLATION,
-    REQUESTS,
     SERVER_FAILED,
     SUBPROTOCOL,
     Data,
-    Envelope,
     Load,
     Regenerate,
     Resume,
@@ -32,28 +29,19 @@ from ..chat_protocol import (
 )
 from ..clients import Client, current_client
 from ..connections import Connections, Reason
-from ..errors import (
-    Conflict,
-    DeadlineExceeded,
-    InvalidRequest,
-    PayloadTooLarge,
-    ServeError,
-    ShuttingDown,
-)
+from ..errors import Conflict, DeadlineExceeded, ServeError, ShuttingDown
 from ..generation import Generator
 from ..logs import RequestRecord, current_request
 from ..models import Models
 from ..sessions import Session, Sessions
 from ..settings import Settings
-from .body import parse_json, validated
 from .ws_answer import Answer
+from .ws_inbox import CHEAP, Faults, WrongMessage, read_message
 from .ws_outbox import ClientLeft, Outbox, Reply
 from .ws_request import MessageRequest, MessageRequests
+from .ws_tokens import Tokens
 
 logger = logging.getLogger(__name__)
-
-_MOST_FAULTS, _FAULT_SECONDS = 10.0, 60.0
-_CHEAP = 0.1  # of a fault: what is neither limited nor logged must not be free
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +72,6 @@ class ChatConnection:
         "_answer",
         "_chats",
         "_faults",
-        "_faults_at",
         "_id",
         "_leaving",
         "_number",
@@ -104,11 +91,11 @@ class ChatConnection:
         self._address = (scope.get("client") or ("-",))[0]
         self._answer: asyncio.Task[None] | None = None
         self._chats = chats
-        self._faults = self._faults_at = 0.0
+        self._faults = Faults()
         self._id = record.id if record else "ws"
         self._leaving: asyncio.Task[None] | None = None
         self._number = 0
-        self._out = Outbox(send)
+        self._out = Outbox(scope, send)
         self._receive = receive
         self._remembered = 0  # messages of the session, as far as this client knows
         self._stop: ServeError | bool = False  # why the running answer is to end; True: its client wishes it
@@ -140,41 +127,22 @@ class ChatConnection:
     # --- messages in
 
     async def _take(self, event: Message) -> None:
-        message_id: str | None = None
         try:
-            body = self._parse(event)
-            if isinstance(given := body.get("id"), str) and len(given) <= LONGEST_ID:
-                message_id = given
-            kind = validated(Envelope, body).type
-            if (schema := REQUESTS.get(kind)) is None:
-                raise InvalidRequest(
-                    f"There is no message type {kind!r:.50}; there are {', '.join(REQUESTS)}.",
-                    param="type",
-                    code="unknown_type",
-                )
-            data = validated(schema, body.get("data") or {})
-        except ServeError as error:
-            await self._out.send(self._out.error(message_id, error))
+            message = read_message(event, self._chats.settings)
+        except WrongMessage as wrong:
+            await self._out.send(self._out.error(wrong.id, wrong.error))
             await self._fault()
             return
-        await self._dispatch(kind, message_id, data)
-
-    def _parse(self, event: Message) -> dict[str, Any]:
-        if (text := event.get("text")) is None:
-            raise InvalidRequest("Send text frames: binary ones have no meaning here.", code="binary_frame")
-        raw = text.encode()
-        if len(raw) > (most := self._chats.settings.chat.max_message_bytes):
-            raise PayloadTooLarge(f"The message has {len(raw):,} bytes; at most {most:,}.")
-        return parse_json(raw, self._chats.settings.limits.max_json_depth, "message")
+        await self._dispatch(*message)
 
     async def _dispatch(self, kind: str, message_id: str | None, data: Data) -> None:
         refusal: ServeError | None = None
         if kind == "ping":
             await self._out.say("pong", message_id, {})
-            return await self._fault(_CHEAP)
+            return await self._fault(CHEAP)
         if kind == "cancel":
             if self._stop_answer(True):
-                return await self._fault(_CHEAP)
+                return await self._fault(CHEAP)
             refusal = Conflict("No answer is running.", code="no_answer_running")
         elif self._leaving is not None:
             refusal = ShuttingDown("This connection is closing. Connect again.", retry_after=1)
@@ -182,7 +150,7 @@ class ChatConnection:
             refusal = Conflict("An answer is running. Wait for its end, or cancel it.", code="answer_running")
         if refusal is not None:
             await self._out.send(self._out.error(message_id, refusal))
-            return await self._fault(_CHEAP)
+            return await self._fault(CHEAP)
         if isinstance(data, Regenerate):
             return await self._start_answer(kind, message_id, data)
         work = self._request(kind, message_id, lambda record: self._change(kind, message_id, data))
@@ -200,11 +168,8 @@ class ChatConnection:
         return MessageRequest(kind, message_id, request_id, self._address, work, self._out, **more)
 
     async def _fault(self, weight: float = 1.0) -> None:
-        """Count a wrong message; who sends many within a minute is left."""
-        now = time.monotonic()
-        forgotten = (now - self._faults_at) * _MOST_FAULTS / _FAULT_SECONDS
-        self._faults, self._faults_at = max(0.0, self._faults - forgotten) + weight, now
-        if self._faults > _MOST_FAULTS:
+        """Who sends many wrong messages within a minute is left."""
+        if self._faults.too_many(weight):
             await self._out.close(POLICY_VIOLATION, "too many wrong messages")
 
     # --- the session
@@ -236,7 +201,8 @@ class ChatConnection:
 
     async def _start_answer(self, kind: str, message_id: str | None, data: Regenerate) -> None:
         chats = self._chats
-        answer = Answer(data, self._remembered, chats.generator, chats.models, chats.settings)
+        tokens = Tokens(self._out, message_id, data.stream)
+        answer = Answer(data, tokens, self._remembered, chats.generator, chats.models, chats.settings)
 
         def stopped(record: RequestRecord) -> Reply | None:
             if isinstance(self._stop, ServeError):
@@ -263,7 +229,7 @@ class ChatConnection:
                 if dropped := await answer.prepare(session or Session(owner)) + forgotten:
                     left = {"dropped": dropped, "messages": answer.history_messages}
                     await self._out.say("trimmed", message_id, left)
-                await answer.write(self._out.send, session_id, message_id)
+                await answer.write()
         except TimeoutError:
             if not limit.expired():
                 raise

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..chat_history import token_bound, within_context, within_limits
-from ..chat_protocol import Chat, Regenerate, token, token_head
-from ..engine.base import CacheUse, Delta, Usage
+from ..chat_protocol import Chat, Regenerate
+from ..engine.base import CacheUse, Usage
 from ..errors import InvalidRequest
 from ..generation import Generator
 from ..logs import RequestRecord
@@ -18,17 +17,23 @@ from ..settings import Settings
 from .body import validated
 from .generate import generation_request
 from .schemas import ChatCompletionBody
-
-Send = Callable[[bytes], Awaitable[None]]
+from .ws_tokens import Tokens
 
 
 class Answer:
     """`prepare`, `write`, then `keep`, however it ended; `data` tells what there is of it."""
 
     def __init__(
-        self, request: Regenerate, messages: int, generator: Generator, models: Models, settings: Settings
+        self,
+        request: Regenerate,
+        tokens: Tokens,
+        messages: int,
+        generator: Generator,
+        models: Models,
+        settings: Settings,
     ) -> None:
         self._request = request
+        self._tokens = tokens
         self._generator = generator
         self._models = models
         self._settings = settings
@@ -38,9 +43,6 @@ class Answer:
         self._system: str | None = None
         self._version = 0
         self._usage = Usage()
-        self._text: list[str] = []
-        self._reasoning: list[str] = []
-        self._finish_reason: str | None = None
         self.messages = messages
         """How many the session has now."""
 
@@ -51,7 +53,7 @@ class Answer:
 
     async def prepare(self, session: Session) -> int:
         """Take history and question. Returns how many old messages were dropped. Raises `ServeError`."""
-        chat, request = self._settings.chat, self._request
+        request = self._request
         validated(ChatCompletionBody, {"messages": [{"role": "user", "content": ""}], **request.parameters()})
         history = list(session.messages)
         bound = session.tokens
@@ -70,7 +72,7 @@ class Answer:
             self._question = history.pop()["content"]
         self.messages = len(session.messages)
         self._version, self._system, self._history = session.version, session.system, history
-        dropped = within_limits(history, self._question, chat.max_history_messages, chat.max_history_bytes)
+        dropped = self._trim(history)
         if not bound or len(history) != len(session.messages):
             bound = token_bound(self._system, *(message["content"] for message in history))
         bound += token_bound(self._question)
@@ -80,8 +82,8 @@ class Answer:
             dropped += await within_context(history, bound, answer, context, self._count)
         return dropped
 
-    async def write(self, send: Send, session_id: str, message_id: str | None) -> None:
-        """Generate; each part goes through `send` as a `token`, if they are wanted. Raises `ServeError`."""
+    async def write(self) -> None:
+        """Generate. Raises `ServeError`, `ClientLeft`."""
         body: dict[str, Any] = {"messages": self._prompt(), "stream": True, **self._request.parameters()}
         size = sum(len(message["content"]) for message in body["messages"])
         cache: CacheUse = (
@@ -89,39 +91,18 @@ class Answer:
         )  # asked again: another answer
         work = generation_request("chat", body, self._models, self._settings.limits, size, cache)
         stream = await self._generator.stream(work)
-        text_head = token_head(session_id, message_id)
-        reasoning_head = token_head(session_id, message_id, "reasoning")
-        wanted = self._request.stream
+        self._tokens.on_first = stream.note_first_token
         try:
             self._usage = stream.tokens.usage
-            async for deltas in stream:
-                for delta in deltas:
-                    text, reasoning = self._add(delta)
-                    if wanted and reasoning:
-                        await send(token(reasoning_head, reasoning))
-                    if wanted and text:
-                        await send(token(text_head, text))
+            await stream.feed(self._tokens)
         finally:
             await stream.aclose()
+            self._tokens.end()
             self._usage = stream.tokens.usage
-
-    def _add(self, delta: Delta) -> tuple[str, str]:
-        """(text, reasoning) of it."""
-        text, reasoning = delta.text, ""
-        if delta.delta is not None:
-            text = delta.delta.get("content") or ""
-            reasoning = delta.delta.get("reasoning") or delta.delta.get("reasoning_content") or ""
-        if text:
-            self._text.append(text)
-        if reasoning:
-            self._reasoning.append(reasoning)
-        self._finish_reason = delta.finish_reason or self._finish_reason
-        return text, reasoning
 
     async def keep(self, sessions: Sessions, session_id: str, owner: str) -> None:
         """Put question and answer into the session. An answer without text leaves no trace."""
-        text = "".join(self._text)
-        if not text:
+        if not (text := self._tokens.text):
             return
         turn = [{"role": "user", "content": self._question}, {"role": "assistant", "content": text}]
 
@@ -130,6 +111,7 @@ class Answer:
                 session.messages = self._history + turn
                 session.tokens = self._usage.prompt_tokens + self._usage.completion_tokens
             else:  # another connection has changed it meanwhile
+                self._trim(session.messages)
                 session.messages += turn
                 session.tokens = 0
             self.messages = len(session.messages)
@@ -140,9 +122,9 @@ class Answer:
         """Of a `message` or a `cancelled`."""
         return {
             "role": "assistant",
-            "content": "".join(self._text),
-            "reasoning": "".join(self._reasoning) or None,
-            "finish_reason": finish_reason or self._finish_reason,
+            "content": self._tokens.text,
+            "reasoning": self._tokens.reasoning or None,
+            "finish_reason": finish_reason or self._tokens.finish_reason,
             "usage": self._usage.body(),
             "model": record.model,
             "request_id": record.id,
@@ -150,6 +132,10 @@ class Answer:
             "time_to_first_token": record.time_to_first_token,
             "messages": self.messages,
         }
+
+    def _trim(self, history: list[dict[str, str]]) -> int:
+        chat = self._settings.chat
+        return within_limits(history, self._question, chat.max_history_messages, chat.max_history_bytes)
 
     def _prompt(self) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self._system}] if self._system else []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from starlette.types import Message, Send
+from starlette.types import Message, Scope, Send
 
 from ..chat_protocol import error_data, message
 from ..errors import ServeError
 from ..sessions import Sessions
+from .streaming import WRITE
 
 
 class ClientLeft(Exception):
@@ -25,10 +27,12 @@ class Reply(NamedTuple):
 class Outbox:
     """What sends waits while the client does not read, which http_protocol.py ends; raises `ClientLeft`."""
 
-    __slots__ = ("_send", "closed", "session_id")
+    __slots__ = ("_send", "_waiting", "_write", "closed", "session_id")
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send) -> None:
         self._send = send
+        self._waiting = 0  # messages that the client has not made room for
+        self._write: Callable[[list[bytes]], bool] | None = scope.get("extensions", {}).get(WRITE)
         self.closed = False
         self.session_id = Sessions.new_id()
 
@@ -43,6 +47,10 @@ class Outbox:
 
     async def send(self, text: bytes) -> None:
         await self._emit({"type": "websocket.send", "text": text.decode()})
+
+    def write(self, texts: list[bytes]) -> bool:
+        """`send` all of them without waiting, or, where that cannot be, none: False."""
+        return bool(self._write and not self._waiting and not self.closed and self._write(texts))
 
     async def reply(self, reply: Reply) -> None:
         await self.send(reply.text)
@@ -59,7 +67,10 @@ class Outbox:
     async def _emit(self, event: Message) -> None:
         if self.closed:
             raise ClientLeft
+        self._waiting += 1
         try:
             await self._send(event)
         except (OSError, RuntimeError) as error:  # uvicorn's, where it has closed the connection by itself
             raise ClientLeft from error
+        finally:
+            self._waiting -= 1

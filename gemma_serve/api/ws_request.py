@@ -15,6 +15,7 @@ from ..drain import Drain
 from ..errors import PermissionDenied, ServeError, Unauthenticated
 from ..logs import RequestRecord, current_request, log_request
 from ..rate_limit import Lease, RateLimiter, current_lease
+from ..tracing import Tracing, current_trace
 from .ws_outbox import ClientLeft, Outbox, Reply
 
 logger = logging.getLogger(__name__)
@@ -39,9 +40,10 @@ class MessageRequest:
 class MessageRequests:
     """Runs them, each in a task of its own, which gives it a context."""
 
-    def __init__(self, limiter: RateLimiter, drain: Drain) -> None:
+    def __init__(self, limiter: RateLimiter, drain: Drain, tracing: Tracing | None = None) -> None:
         self._limiter = limiter
         self._drain = drain
+        self._tracing = tracing
 
     @contextlib.contextmanager
     def drained(self) -> Iterator[None]:
@@ -57,6 +59,8 @@ class MessageRequests:
         started = time.perf_counter()
         record = RequestRecord(request.id)
         current_request.set(record)
+        trace = None if self._tracing is None else self._tracing.begin(record)
+        current_trace.set(trace)
         with self.drained():
             try:
                 reply = await self._reply(request, record)
@@ -67,6 +71,8 @@ class MessageRequests:
             finally:
                 seconds = time.perf_counter() - started
                 log_request("WEBSOCKET", f"/ws {request.kind}", request.address, record, seconds)
+                if trace is not None:
+                    trace.end(f"/ws {request.kind}", record, {"http.route": "/ws"})
 
     async def _reply(self, request: MessageRequest, record: RequestRecord) -> Reply:
         lease: Lease | None = None

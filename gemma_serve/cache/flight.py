@@ -170,17 +170,24 @@ class Seat:
             return
         try:
             self._sink.put(delta)
-        except Exception as error:  # it is this one's trouble, not that of the others
-            self._sink, self._error = None, error
-            self.wake()
+        except Exception as error:
+            self._fail(error)
         self._unwritten = True
 
     def flush(self) -> None:
-        if self._sink is not None and self._unwritten and not self._draining:
-            if self._sink.flush():
-                self._unwritten = False
-            else:
-                self.wake()
+        if self._sink is None or not self._unwritten or self._draining:
+            return
+        try:
+            self._unwritten = not self._sink.flush()
+        except Exception as error:
+            self._fail(error)
+        if self._unwritten:
+            self.wake()
+
+    def _fail(self, error: Exception) -> None:
+        """It is this one's trouble, not that of the others."""
+        self._sink, self._error = None, error
+        self.wake()
 
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -220,11 +227,12 @@ class Seat:
         self.left = True
         flight = self.flight
         flight.seats.remove(self)
-        if flight.ended or flight.seats:
+        if flight.ended:
             return
         if flight.task is None:
-            flight.vacate()  # one may come before this has been seen
-        else:
+            if self.begins:  # while it looked for the answer in Redis: the next one may begin
+                flight.vacate()
+        elif not flight.seats:
             await flight.close()
 
 

@@ -2,7 +2,8 @@
 
 A hash has the answers, two sorted sets when each was last used and when it expires, so that the limits hold
 for all servers together. The oldest go when there are too many, whoever wrote them. The epoch changes when
-answers are deleted: one that began before, on whichever server, is not kept.
+answers are deleted: one that began before, on whichever server, is not kept. A Redis that is full may evict
+any of these keys: what is left without the others is deleted with the next answer.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _GET = (
 local expires = redis.call('ZSCORE', KEYS[3], ARGV[1])
 local value = false
 if expires and tonumber(expires) > now then
-  redis.call('ZADD', KEYS[2], now, ARGV[1])
+  redis.call('ZADD', KEYS[2], 'XX', now, ARGV[1])
   value = redis.call('HGET', KEYS[1], ARGV[1])
 end
 return {value, redis.call('GET', KEYS[5]) or ''}
@@ -57,6 +58,11 @@ _PUT = (
 local field, value, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
 if (redis.call('GET', KEYS[5]) or '') ~= ARGV[6] then
   return {0, redis.call('ZCARD', KEYS[2]), tonumber(redis.call('GET', KEYS[4]) or 0)}
+end
+local kept = redis.call('HLEN', KEYS[1])
+if kept == 0 or kept ~= redis.call('ZCARD', KEYS[2]) or kept ~= redis.call('ZCARD', KEYS[3])
+    or redis.call('EXISTS', KEYS[4]) == 0 then
+  redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
 end
 for _, old in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, 1000)) do drop(old) end
 drop(field)

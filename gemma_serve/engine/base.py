@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple, Protocol
 
-from ..errors import EngineNotReady
+from ..errors import EngineNotReady, ServeError
 
 
 class EngineState(StrEnum):
@@ -23,6 +23,10 @@ class EngineState(StrEnum):
     """The model could not be loaded."""
     DEAD = "dead"
     """It died too often to be started again."""
+    UNLOADED = "unloaded"
+    """No model is loaded; one can be."""
+    SLEEPING = "sleeping"
+    """The model has given its device's memory back, and can be woken."""
     STOPPED = "stopped"
 
 
@@ -31,6 +35,8 @@ _NOT_SERVING = {
     EngineState.LOADING: "The model is still loading",
     EngineState.FAILED: "The model could not be loaded",
     EngineState.DEAD: "The engine has stopped",
+    EngineState.UNLOADED: "No model is loaded",
+    EngineState.SLEEPING: "The model sleeps",
     EngineState.STOPPED: "The server is shutting down",
 }
 
@@ -127,6 +133,8 @@ class GpuMemory(NamedTuple):
 class EngineReport:
     """What the engine said last; None is what is not known (yet)."""
 
+    loaded: float | None = None
+    """What is done of the present phase of a load, 0 to 1."""
     running: int = 0
     """Sequences that it works on."""
     waiting: int = 0
@@ -160,6 +168,10 @@ class LoadedModel:
     """A digest of its weights and of how the engine runs it: what has the same gives the same answers."""
     temperature: float = 1.0
     """Where a request gives none."""
+    family: str | None = None
+    """Such as `Gemma 3`."""
+    modalities: tuple[str, ...] = ("text",)
+    """What it takes: `text`, `image`, `audio`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +302,35 @@ class Engine(Protocol):
     async def stop(self) -> None:
         """Stop all work and every process of the engine."""
         ...
+
+    async def check(self) -> None:
+        """Find what would keep the model from loading, as far as that can be told without its weights.
+
+        Raises `StartupError`.
+        """
+        ...
+
+    def abandon(self, error: ServeError) -> None:
+        """Fail every request that it works on with `error`, and take no others."""
+        ...
+
+    def require_sleep(self) -> None:
+        """Raise `NotImplementedHere` where the model cannot sleep."""
+        ...
+
+    async def sleep(self, level: int) -> None:
+        """Give the device's memory back: 1 keeps the weights in the machine's memory, 2 drops them."""
+        ...
+
+    async def wake(self) -> None:
+        """Be as before `sleep`."""
+        ...
+
+    async def load_adapter(self, name: str, path: str) -> LoadedModel:
+        """Serve the LoRA adapter of the folder or Hugging Face id `path` as `name`. Raises `ServeError`."""
+        ...
+
+    async def unload_adapter(self, name: str) -> None: ...
 
     async def complete(self, request: GenerationRequest) -> tuple[dict[str, Any], Usage]:
         """The whole answer in OpenAI's shape. Cancelling it aborts the generation. Raises `ServeError`."""

@@ -156,6 +156,11 @@ class ReplaceableCore:
         readmission.result()
         return True
 
+    def abandon(self, error: Exception) -> None:
+        """Fail every request that has not ended."""
+        for entry in self._entries.live():
+            self._fail(entry, error)
+
     def give_up(self) -> None:
         """There will be no other core: fail every request, now and later."""
         self._close()

@@ -6,17 +6,28 @@ import importlib.metadata
 import os
 from pathlib import Path
 
-from ..settings import Settings
+from ..settings import OtelSettings, Settings
 
 
-def prepare(settings: Settings) -> None:
+def prepare(settings: Settings) -> set[str]:
+    """The names of what was set for this model alone, to be removed with it."""
     os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).with_name("logging.json"))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # no phoning home unless the operator wants it
-    if settings.engine.get("enforce_eager") and _is_cpu_build():
+    if settings.engine.get("enforce_eager") and _is_cpu_build() and "TORCHDYNAMO_DISABLE" not in os.environ:
         # vLLM compiles some sampling code even so: importing the compiler costs seconds in each process,
         # the first request for log probabilities waits 20 s for it, and where there is no C++ compiler
         # it ends the engine.
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+        return {"TORCHDYNAMO_DISABLE"}
+    return set()
+
+
+def send_traces(settings: OtelSettings) -> None:
+    """Have vLLM's processes say what a load takes its time for; ours sends its own (`tracing.py`)."""
+    if settings.url is not None:
+        os.environ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = settings.url
+        os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = "http/protobuf"
+        os.environ["OTEL_SERVICE_NAME"] = settings.service_name
 
 
 def _is_cpu_build() -> bool:

@@ -27,7 +27,7 @@ def identity_of(settings: Settings, model: str, defaults: dict[str, Any]) -> str
         {name: repr(value) for name, value in settings.engine.items()},
         {name: repr(value) for name, value in defaults.items()},
         template.read_text() if template else None,
-        _files(Path(model)) if Path(model).is_dir() else _commit(model, settings.engine.get("revision")),
+        files(Path(model)) if Path(model).is_dir() else _commit(model, settings.engine.get("revision")),
     ]
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
@@ -48,7 +48,10 @@ def _commit(model: str, revision: str | None) -> str:
     return Path(found).parent.name if isinstance(found, str) else f"{model} {revision}"
 
 
-def _files(folder: Path) -> list[list[Any]]:
-    """Gigabytes are not read again for it: a file of the same name, size and time is taken for the same."""
+def files(folder: Path) -> list[list[Any]]:
+    """[name, size, time] of each file.
+
+    Gigabytes are not read again for it: a file of the same name, size and time is taken for the same.
+    """
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return [[path.name, (stat := path.stat()).st_size, stat.st_mtime_ns] for path in files]

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import logs
-from ..errors import StartupError
+from ..errors import EngineDied, NotImplementedHere, ServeError, StartupError
 from ..settings import Settings
 from . import environment
 from .base import (
@@ -32,6 +32,7 @@ from .base import (
     Usage,
 )
 from .load_errors import sentence
+from .load_progress import Progress
 from .process_output import EngineOutput, formatted_stderr
 from .processes import Footprint, end_children
 from .restarts import Restarts
@@ -67,8 +68,11 @@ class VLLMEngine:
         self._restarts = Restarts(settings.supervisor)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loader: threading.Thread | None = None
+        self._share: float | None = None
         self._spawning = False
         self._sockets: str | None = None
+        self._variables: set[str] = set()
+        self._weights_dropped = False
         self._stopping = False
 
     async def start(self) -> None:
@@ -91,7 +95,7 @@ class VLLMEngine:
     async def _load_and_watch(self) -> None:
         output: EngineOutput | None = None
         try:
-            with formatted_stderr() as output:
+            with formatted_stderr(self._progressed) as output:
                 llm = await self._in_daemon_thread(self._load)
             from .core import ReplaceableCore
             from .vllm_engine import serve
@@ -118,11 +122,13 @@ class VLLMEngine:
 
     def _load(self) -> AsyncLLM:
         self._phase("importing vLLM")
-        environment.prepare(self._settings)
+        self._variables = environment.prepare(self._settings)
+        environment.send_traces(self._settings.otel)
         self._sockets = tempfile.mkdtemp(prefix="gemma-serve-")
         if len(self._sockets) + _SOCKET_NAME <= _LONGEST_SOCKET_PATH:
             # vLLM leaves its sockets behind; `stop` does not
             os.environ["VLLM_RPC_BASE_PATH"] = self._sockets
+            self._variables.add("VLLM_RPC_BASE_PATH")
         try:
             from .vllm_engine import EngineBuilder
         except ImportError as error:
@@ -147,7 +153,14 @@ class VLLMEngine:
     def _phase(self, phase: str) -> None:
         if self._stopping:
             raise StartupError("stopped while loading")
+        self._share = None
         self.status.set(EngineState.LOADING, phase)
+
+    def _progressed(self, progress: Progress) -> None:
+        if self._llm is None and self.status.state is EngineState.LOADING and not self._stopping:
+            self._share = progress.share
+            if progress.phase != self.status.phase:
+                self.status.set(EngineState.LOADING, progress.phase)
 
     def _notice_stall(self, core: ReplaceableCore) -> None:
         health = self._settings.health
@@ -206,9 +219,57 @@ class VLLMEngine:
                 await task
         if not self.status.error:
             self.status.set(EngineState.STOPPED)
+        if self._core is not None:  # whoever waits for its output would wait for ever
+            self._core.abandon(EngineDied("The engine was stopped before this request had ended."))
         if self._llm is not None and self._llm.output_handler is not None:
             self._llm.output_handler.cancel()  # it would take the end of the engine's process for a crash
         await asyncio.to_thread(self._end)
+
+    async def check(self) -> None:
+        def arguments() -> None:
+            from .arguments import engine_arguments
+
+            try:
+                engine_arguments(self._settings)
+            except Exception as error:
+                raise StartupError(sentence(error, self._settings.model.name)) from error
+
+        await asyncio.to_thread(arguments)
+
+    def abandon(self, error: ServeError) -> None:
+        self.status.set(EngineState.UNLOADED)
+        if self._core is not None:
+            self._core.abandon(error)
+
+    def require_sleep(self) -> None:
+        if self._llm is None or not self._llm.model_config.enable_sleep_mode:
+            raise NotImplementedHere(
+                "This model cannot sleep: it was loaded without engine.enable_sleep_mode, which needs a GPU. "
+                "Unload it instead."
+            )
+
+    async def sleep(self, level: int) -> None:
+        self.require_sleep()
+        assert self._llm is not None
+        self._weights_dropped = level > 1
+        await self._llm.sleep(level)
+
+    async def wake(self) -> None:
+        assert self._llm is not None
+        if self._weights_dropped:
+            await self._llm.wake_up(["weights"])
+            await self._llm.collective_rpc("reload_weights")
+            await self._llm.wake_up(["kv_cache"])
+        else:
+            await self._llm.wake_up()
+
+    async def load_adapter(self, name: str, path: str) -> LoadedModel:
+        serving = self._ready()
+        assert self._loaded is not None
+        return await serving.adapters.load(name, path, self._loaded)
+
+    async def unload_adapter(self, name: str) -> None:
+        await self._ready().adapters.unload(name)
 
     def _end(self) -> None:
         if self._llm is not None:
@@ -225,6 +286,8 @@ class VLLMEngine:
             self._footprint.remove()
         if self._sockets is not None:
             shutil.rmtree(self._sockets, ignore_errors=True)
+        for name in self._variables:  # the next model is to have its own
+            os.environ.pop(name, None)
 
     async def _in_daemon_thread(self, work: Callable[[], T]) -> T:
         """As `asyncio.to_thread`, but the end of the process does not wait for `work`."""
@@ -280,7 +343,7 @@ class VLLMEngine:
 
     def report(self) -> EngineReport:
         if self._llm is None or self._core is None:
-            return EngineReport()
+            return EngineReport(loaded=self._share)
         from .report import report
 
         return report(self._llm, self._core, self._footprint)

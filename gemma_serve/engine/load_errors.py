@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pydantic
@@ -20,10 +21,17 @@ _NOT_FOUND = (
     "invalid repository id",
     "repo id must",
 )
+_TOO_LARGE = (
+    "out of memory",
+    "allocate memory",
+    "is less than requested memory",
+    "is less than desired",
+)
 
 
 def sentence(error: object, name: str) -> str:
     """About `error`, an exception or its text, met while the model `name` was loaded."""
+    gated = any(type(one).__name__ == "GatedRepoError" for one in _behind(error))
     if isinstance(error, pydantic.ValidationError):  # vLLM checks its configuration with pydantic
         error = "; ".join(dict.fromkeys(str(fault["msg"]) for fault in error.errors()))
     text = " ".join(str(error).split()) or type(error).__name__
@@ -31,7 +39,7 @@ def sentence(error: object, name: str) -> str:
     lowered = text.lower()
     if isinstance(error, StartupError):
         return text
-    if any(hint in lowered for hint in _GATED):
+    if gated or any(hint in lowered for hint in _GATED):
         return (
             f"{name} is a gated model: accept its licence at https://huggingface.co/{name} and set HF_TOKEN "
             "to a token of that account"
@@ -41,11 +49,18 @@ def sentence(error: object, name: str) -> str:
     if any(hint in lowered for hint in _NOT_FOUND):
         return (
             f"the model {name!r} was found neither as a local folder nor on Hugging Face: "
-            "check GEMMA_MODEL_NAME, the network, and HF_TOKEN for gated models"
+            "check its name, the network, and HF_TOKEN for gated models"
         )
-    if "out of memory" in lowered:
+    if any(hint in lowered for hint in _TOO_LARGE):
         return (
-            f"{name} does not fit into the device's memory: lower engine.gpu_memory_utilization or "
-            f"model.max_length, or use a smaller model ({text:.300})"
+            f"{name} does not fit into the device's memory: lower engine.gpu_memory_utilization, "
+            f"engine.kv_cache_memory_bytes or model.max_length, or use a smaller model ({text:.300})"
         )
     return f"{text:.600}"
+
+
+def _behind(error: object) -> Iterator[BaseException]:
+    """The exception and those that led to it, which vLLM often replaces by one that says less."""
+    while isinstance(error, BaseException):
+        yield error
+        error = error.__cause__ or error.__context__

@@ -104,7 +104,7 @@ class Node:
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
 
-            from .vllm_engine import engine_arguments
+            from .arguments import engine_arguments
 
             return AsyncEngineArgs(**engine_arguments(self._settings)).create_engine_config(headless=True)
         except Exception as error:

@@ -8,10 +8,11 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .. import logs
+from .load_progress import Progress, progress_of
 
 _OURS = re.compile(rb'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - [A-Z]+ - |\{"time":"')
 _LINE_END = re.compile(rb"(\r|\n)")
@@ -23,8 +24,12 @@ _EXCEPTION = re.compile(r"(?:^|\] |\| |\\n|\")((?:\w+\.)*\w*(?:Error|Exception))
 _SECONDARY = re.compile(r"root cause|background process|stack trace")
 
 
+def _ignore(progress: Progress) -> None:
+    pass
+
+
 @contextmanager
-def formatted_stderr() -> Iterator[EngineOutput]:
+def formatted_stderr(on_progress: Callable[[Progress], None] = _ignore) -> Iterator[EngineOutput]:
     """Processes started inside get a pipe for stderr: C++ warnings, progress bars, prints become log lines.
 
     This process has its own stderr back afterwards, so that what it says in a crash is not lost in the pipe.
@@ -34,7 +39,7 @@ def formatted_stderr() -> Iterator[EngineOutput]:
     stderr = os.dup(2)
     os.dup2(writer, 2)
     os.close(writer)
-    output = EngineOutput(stderr)
+    output = EngineOutput(stderr, on_progress)
     threading.Thread(target=output.forward, args=(reader,), name="engine-stderr", daemon=True).start()
     try:
         yield output
@@ -43,10 +48,14 @@ def formatted_stderr() -> Iterator[EngineOutput]:
 
 
 class EngineOutput:
-    """Passes lines on to the file descriptor `stderr`, and remembers what failed."""
+    """Passes lines on to the file descriptor `stderr`, and remembers what failed.
 
-    def __init__(self, stderr: int) -> None:
+    `on_progress` hears how far a load is, in the thread that reads.
+    """
+
+    def __init__(self, stderr: int, on_progress: Callable[[Progress], None] = _ignore) -> None:
         self._stderr = stderr
+        self._on_progress = on_progress
         self._exceptions: deque[str] = deque(maxlen=20)
         self._last_progress = 0.0
         self.ended = threading.Event()
@@ -74,6 +83,8 @@ class EngineOutput:
         for name, message in _EXCEPTION.findall(text):
             if not _SECONDARY.search(message):
                 self._exceptions.append(f"{name}: {message.strip()}")
+        if (progress := progress_of(text)) is not None:
+            self._on_progress(progress)
         if not _OURS.match(line):
             if end == b"\r":  # a progress bar paints itself anew many times a second
                 if time.monotonic() - self._last_progress < _PROGRESS_SECONDS:

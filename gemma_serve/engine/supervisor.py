@@ -14,6 +14,7 @@ from vllm.engine.protocol import EngineClient
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from ..tracing import current_trace
 from .base import EngineStatus, Sink, Usage
 from .direct import DirectOutput, Flushes, tap
 
@@ -32,12 +33,19 @@ class Supervisor(EngineClient):  # type: ignore[misc]
 
     async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
         self._status.require_serving()
+        if (trace := current_trace.get()) is not None:
+            kwargs["trace_headers"] = trace.headers
         outputs = self._llm.generate(*args, **kwargs)
         try:
             async for output in outputs:
                 yield output
         finally:
             await outputs.aclose()  # aborts the request unless it has finished
+
+    async def remove_lora(self, lora_id: int) -> bool:
+        """Not of `EngineClient`: vLLM's own server leaves adapters in the engine."""
+        removed: bool = await self._llm.remove_lora(lora_id)
+        return removed
 
     def tap(self, result: RequestOutput, sink: Sink, usage: Usage) -> DirectOutput | None:
         """Lead what comes after `result` straight to `sink`; None where that cannot be."""

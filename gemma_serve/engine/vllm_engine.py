@@ -6,13 +6,9 @@ import asyncio
 import copy
 import difflib
 import logging
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import psutil
-import torch
-import vllm.config
 from pydantic_core import SchemaValidator
 from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -21,30 +17,27 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.utils.request_logger import RequestLogger
-from vllm.platforms import current_platform
-from vllm.reasoning import ReasoningParserManager
 from vllm.renderers.online_renderer import OnlineRenderer
-from vllm.tool_parsers import ToolParserManager
-from vllm.transformers_utils.config import get_config
 from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.executor.abstract import Executor
 
-from .. import demo_model
-from ..engine_fields import ENGINE_FIELDS
-from ..errors import ContextLengthExceeded, InvalidRequest, StartupError
-from ..settings import DEMO_MODEL, Settings
+from ..errors import ContextLengthExceeded, InvalidRequest
+from ..settings import Settings
+from .adapters import Adapters
+from .arguments import chosen, engine_arguments, model_path
 from .base import EngineStatus, GenerationRequest, LoadedModel, TokenStream, Usage
 from .chat_template import TemplateVariables
 from .fail_fast import validator
-from .families import family_of, precision, template_text
+from .families import family_of, template_text
 from .greedy import RepeatedStream, copies, repeat_answer
 from .identity import identity_of
 from .media import register_connector
 from .relay import Relay, embeds, refuse_what_the_model_cannot
 from .short_prompts import keep_short_prompts_here
 from .supervisor import Supervisor
+from .traces import trace_requests
 from .vllm_errors import map_error, mapped_errors, raise_for_error
 from .vllm_names import GenerationError
 from .vllm_serving import (
@@ -52,12 +45,11 @@ from .vllm_serving import (
     CompletionServing,
     chat_answer,
     completion_answer,
-    generation_failed,
 )
+from .vllm_streams import generation_failed
+from .warm_up import warm_up
 
 logger = logging.getLogger(__name__)
-
-_GIB = 1 << 30
 
 
 class EngineBuilder:
@@ -67,6 +59,7 @@ class EngineBuilder:
     """
 
     def __init__(self, settings: Settings, set_phase: Callable[[str], None]) -> None:
+        envs.disable_envs_cache()  # a model before this one had other sockets
         set_phase("reading the model's configuration")
         self._args = AsyncEngineArgs(**engine_arguments(settings))
         self._config = self._args.create_engine_config()
@@ -91,95 +84,6 @@ class EngineBuilder:
         )
 
 
-def engine_arguments(settings: Settings) -> dict[str, Any]:
-    """Keyword arguments of `AsyncEngineArgs`; what `engine:` sets wins over what is derived here."""
-    model, performance = settings.model, settings.performance
-    _check_device(performance.device)
-    _check_parsers(settings)
-    values: dict[str, Any] = {
-        "model": _model_path(settings),
-        "served_model_name": [model.id, *model.aliases],
-        "dtype": _dtype(settings),
-        "max_model_len": model.max_length,
-        "max_logprobs": settings.limits.max_logprobs,
-    }
-    if (
-        parser := _chosen(model.reasoning_parser, family_of(_model_type(settings)).reasoning_parser)
-    ) is not None:
-        values["reasoning_parser"] = parser
-    if current_platform.is_cpu():
-        values |= _cpu_defaults(settings.engine)
-    values |= {name: _configuration(name, value) for name, value in settings.engine.items()}
-    if model.temperature is not None:
-        overridden = settings.engine.get("override_generation_config") or {}
-        values["override_generation_config"] = {"temperature": model.temperature, **overridden}
-    return values
-
-
-def _configuration(name: str, value: Any) -> Any:
-    """vLLM makes its configuration objects of dicts for some of its arguments; this is for all of them."""
-    kind = getattr(vllm.config, ENGINE_FIELDS[name], None)
-    return value if kind is None or not isinstance(value, dict) else kind(**value)
-
-
-def _model_path(settings: Settings) -> str:
-    name = settings.model.name
-    return str(demo_model.PATH) if name == DEMO_MODEL else name
-
-
-def _model_type(settings: Settings) -> str:
-    engine = settings.engine
-    trust = bool(engine.get("trust_remote_code"))
-    return str(get_config(_model_path(settings), trust, engine.get("revision")).model_type)
-
-
-def _dtype(settings: Settings) -> str:
-    wanted = settings.performance.precision
-    family = family_of(_model_type(settings))
-    dtype = precision(wanted, family, has_bfloat16=torch.bfloat16 in current_platform.supported_dtypes)
-    if dtype != wanted:
-        logger.warning("%s overflows %s; using %s in its place", family.name, wanted, dtype)
-    return dtype
-
-
-def _check_parsers(settings: Settings) -> None:
-    """Before the weights are loaded, which takes minutes."""
-    for name, setting, known in (
-        ("tool_parser", settings.model.tool_parser, ToolParserManager.list_registered()),
-        ("reasoning_parser", settings.model.reasoning_parser, ReasoningParserManager.list_registered()),
-    ):
-        if setting not in ("auto", "none", *known):
-            near = difflib.get_close_matches(setting, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(known))}"
-            raise StartupError(f"model.{name} = {setting!r}: vLLM has no such parser{hint}")
-
-
-def _chosen(setting: str, of_family: str | None) -> str | None:
-    """The parser that a setting names: `auto` is the family's, `none` is none."""
-    return {"auto": of_family, "none": None}.get(setting, setting)
-
-
-def _check_device(device: str) -> None:
-    built_for = current_platform.device_type
-    if device not in ("auto", built_for):
-        raise StartupError(
-            f"GEMMA_PERFORMANCE_DEVICE={device}, but this vLLM runs on {built_for or 'no device here'}: "
-            f"install the other with `GEMMA_SETUP={device} make setup`, or leave the setting at `auto`"
-        )
-
-
-def _cpu_defaults(engine: dict[str, Any]) -> dict[str, Any]:
-    # A request with a seed that shares a step with a chunked prefill kills the engine on CPU ("CPU Generator
-    # does not use offset"); without chunked prefill vLLM sets max_num_batched_tokens >= max_model_len itself.
-    values: dict[str, Any] = {"enable_chunked_prefill": False}
-    if not {"kv_cache_memory_bytes", "gpu_memory_utilization"} & engine.keys():
-        values["kv_cache_memory_bytes"] = min(4 * _GIB, psutil.virtual_memory().total // 4)
-    # Leave a core to this process, or every token waits for the scheduler of the operating system.
-    if (os.cpu_count() or 1) > 1:
-        os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "1")
-    return values
-
-
 class VLLMServing:
     """vLLM's request handling on the supervised engine: bodies in, answers and token streams out."""
 
@@ -188,8 +92,8 @@ class VLLMServing:
         self.supervisor = supervisor
         config, tokenizer = supervisor.model_config.hf_config, supervisor.renderer.tokenizer
         family = family_of(config.model_type, getattr(tokenizer, "chat_template", None))
-        tool_parser = _chosen(model.tool_parser, family.tool_parser)
-        reasoning_parser = _chosen(model.reasoning_parser, family.reasoning_parser)
+        tool_parser = chosen(model.tool_parser, family.tool_parser)
+        reasoning_parser = chosen(model.reasoning_parser, family.reasoning_parser)
         self._reasons = reasoning_parser is not None
         names = [BaseModelPath(name=name, model_path=model.name) for name in (model.id, *model.aliases)]
         models = OpenAIServingModels(supervisor, names)
@@ -222,14 +126,20 @@ class VLLMServing:
             enable_prompt_tokens_details=True,
         )
 
+        self.adapters = Adapters(supervisor, models)
+        self._family = family
         self._variables = TemplateVariables(shared["chat_template"], supervisor.model_config, tokenizer)
         self.relay = Relay(supervisor, models, self.renderer, self._variables, **shared)
 
     def describe(self, settings: Settings) -> LoadedModel:
         """Reads the model's folder, if it is one."""
         defaults = self.chat.default_sampling_params
-        identity = identity_of(settings, _model_path(settings), defaults)
-        return LoadedModel(identity, defaults.get("temperature", 1.0))
+        identity = identity_of(settings, model_path(settings), defaults)
+        config = self.supervisor.model_config.hf_config
+        media = {"image": "vision_config", "audio": "audio_config"}
+        more = [name for name, part in media.items() if getattr(config, part, None) is not None]
+        temperature = defaults.get("temperature", 1.0)
+        return LoadedModel(identity, temperature, self._family.name, ("text", *more))
 
     async def complete(self, request: GenerationRequest) -> tuple[dict[str, Any], Usage]:
         with mapped_errors():
@@ -331,8 +241,11 @@ async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLM
     supervisor.flushes.longest = settings.performance.flush_ms / 1000
     await llm.reset_mm_cache()
     await llm.get_supported_tasks()  # asked once, so that no request has to ask an engine that is down
+    if settings.otel.url is not None:
+        trace_requests(llm, settings.otel.url)
     keep_short_prompts_here(llm.renderer)
     serving = VLLMServing(settings, supervisor)
     await asyncio.to_thread(serving.renderer.warmup)
+    await warm_up(llm, settings.loading.warm_up_requests)
     freeze_gc_heap()  # a full collection over what stays for ever stops every stream for 60 to 250 ms
     return serving

@@ -22,12 +22,20 @@ except ImportError:
         pass
 
 
+try:
+    from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
+except ImportError:
+    from vllm.entrypoints.openai.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
+
+
 __all__ = [
     "ErrorInfo",
     "ErrorResponse",
     "GenerationError",
     "GracefulHTTPError",
+    "LoadLoRAAdapterRequest",
     "RetryableRequestError",
+    "UnloadLoRAAdapterRequest",
     "UsageInfo",
     "VLLMClientError",
     "VLLMNotFoundError",

@@ -59,7 +59,7 @@ class Authentication:
         anonymous = self._anonymous((scope.get("client") or ("unknown",))[0])
         if self._policy.is_public(scope):
             return anonymous
-        needed = self._policy.scope_needed(scope["path"])
+        needed = self._policy.scope_needed(scope)
         if needed == "admin" and not len(self._keys):
             if _is_local(scope):
                 return anonymous

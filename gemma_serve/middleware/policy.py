@@ -36,8 +36,11 @@ class Policy:
         return path == "/metrics" or path == "/health" or path.startswith("/health/") or self.is_public(scope)
 
     @staticmethod
-    def scope_needed(path: str) -> clients.Scope | None:
+    def scope_needed(scope: Scope) -> clients.Scope | None:
         """None: any key will do."""
+        path: str = scope["path"]
+        if path.startswith("/v1/models/") and scope.get("method") not in ("GET", "HEAD", "OPTIONS"):
+            return "admin"
         if path == "/admin" or path.startswith("/admin/") or path == "/v1/cache":
             return "admin"
         if path.startswith("/health/"):

@@ -63,4 +63,4 @@ class RateLimit:
 
     def _exempt(self, scope: Scope) -> bool:
         """An operator must get in when others have used up what there is."""
-        return self._policy.is_exempt(scope) or self._policy.scope_needed(scope["path"]) == "admin"
+        return self._policy.is_exempt(scope) or self._policy.scope_needed(scope) == "admin"

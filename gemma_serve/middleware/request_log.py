@@ -15,7 +15,7 @@ from ..logs import RequestRecord, current_request, log_request
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._~:@/+=-]{1,128}")
 _REFUSED = 403  # what a WebSocket's client gets when it is closed before it was accepted
 _STARTS = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
-_PROBED = ("/health", "/metrics", "/ping")  # asked every few seconds; at INFO they would drown the rest
+PROBED = ("/health", "/metrics", "/ping")  # asked every few seconds; at INFO they would drown the rest
 
 
 class RequestLog:
@@ -55,7 +55,7 @@ class RequestLog:
             current_request.reset(token)
 
     def _log(self, scope: Scope, record: RequestRecord, seconds: float) -> None:
-        level = logging.DEBUG if scope["path"].startswith(_PROBED) else logging.INFO
+        level = logging.DEBUG if scope["path"].startswith(PROBED) else logging.INFO
         client = (scope.get("client") or ("-",))[0]
         log_request(scope.get("method", "WEBSOCKET"), _printable(scope), client, record, seconds, level)
 

@@ -108,10 +108,13 @@ class RateLimiter:
                     "tokens",
                     None,
                 )
-        free = Reservation(None, 0.0, 0.0)
-        result = await self._unless_away(self._quotas.reserve(lease.client, lease.day, tokens), free)
-        if result is not free:
-            lease.tokens_left = result.tokens_left
+        if lease.slot not in self._leases:
+            return  # it has ended, and others go on with what it began: nothing would give this back
+        if self._storage is None:
+            result = await self._take(lease, tokens)
+        else:  # to its end, also where the client leaves meanwhile: what Redis has given `settle` gives back
+            lease.reserving = asyncio.ensure_future(self._take(lease, tokens))
+            result = await asyncio.shield(lease.reserving)
         if result.short_of is not None:
             self.rejections[f"tokens_per_{result.short_of}"] += 1
             limit = quotas.tokens_per_day if result.short_of == "day" else quotas.tokens_per_minute
@@ -121,20 +124,19 @@ class RateLimiter:
                 "tokens",
                 result.wait,
             )
+
+    async def _take(self, lease: Lease, tokens: int) -> Reservation:
+        free = Reservation(None, 0.0, 0.0)
+        result = await self._unless_away(self._quotas.reserve(lease.client, lease.day, tokens), free)
         if result is not free:
-            lease.reserved += tokens
+            lease.tokens_left = result.tokens_left
+            lease.reserved += tokens if result.short_of is None else 0
+        return result
 
     async def settle(self, lease: Lease, prompt_tokens: int, completion_tokens: int) -> None:
         if self._leases.pop(lease.slot, None) is None:
             return
-        work = self._quotas.settle(
-            lease.client,
-            lease.slot if lease.has_slot else None,
-            lease.day,
-            lease.reserved,
-            prompt_tokens,
-            completion_tokens,
-        )
+        work = self._settle(lease, prompt_tokens, completion_tokens)
         if self._storage is None:
             await work  # never suspends, so it cannot be cancelled half-way
             return
@@ -142,6 +144,18 @@ class RateLimiter:
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
         await asyncio.shield(task)
+
+    async def _settle(self, lease: Lease, prompt_tokens: int, completion_tokens: int) -> None:
+        if lease.reserving is not None:
+            await asyncio.gather(lease.reserving, return_exceptions=True)
+        await self._quotas.settle(
+            lease.client,
+            lease.slot if lease.has_slot else None,
+            lease.day,
+            lease.reserved,
+            prompt_tokens,
+            completion_tokens,
+        )
 
     async def usage(self, days: int) -> list[DayUsage]:
         """Of the last `days`, today included. Raises `StorageAway`."""
@@ -189,6 +203,7 @@ class Lease:
         "has_slot",
         "prompt_estimate",
         "reserved",
+        "reserving",
         "slot",
         "tokens_left",
         "window",
@@ -200,6 +215,7 @@ class Lease:
         self.slot = f"{limiter.id}-{next(_numbers)}"
         self.day = today()
         self.reserved = 0
+        self.reserving: asyncio.Future[Reservation] | None = None
         self.has_slot = False
         self.prompt_estimate = 0
         self.abandoned = False

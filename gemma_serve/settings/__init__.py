@@ -1,20 +1,23 @@
 """Every setting, its default and its meaning: the only reader of environment, `.env` and YAML.
 
 A value comes from the first of: command line, environment (`GEMMA_<SECTION>_<FIELD>`), `.env`, the YAML file
-named by `--config` or `GEMMA_CONFIG`, the defaults in `sections.py`. README's table is checked against these.
+named by `--config` or `GEMMA_CONFIG`, the defaults in `sections.py` and `security.py`. README's table is
+checked against these.
 """
 
 from .sections import (
     CacheSettings,
     ChatSettings,
     LimitsSettings,
+    LoadingSettings,
     ModelSettings,
+    OtelSettings,
     QueueSettings,
-    SecuritySettings,
     ServerSettings,
     StorageSettings,
     SupervisorSettings,
 )
+from .security import SecuritySettings
 from .sources import (
     SettingsError,
     Source,
@@ -37,7 +40,9 @@ __all__ = [
     "CacheSettings",
     "ChatSettings",
     "LimitsSettings",
+    "LoadingSettings",
     "ModelSettings",
+    "OtelSettings",
     "QueueSettings",
     "SecuritySettings",
     "ServerSettings",

@@ -1,51 +1,13 @@
-"""The sections and fields of the settings: their types, defaults and meanings."""
+"""The sections and fields of the settings: their types, defaults and meanings. `security.py` has its own."""
 
 from __future__ import annotations
 
-import ipaddress
-import json
 import re
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    FilePath,
-    SecretStr,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, FilePath, field_validator, model_validator
 
-from ..clients import Quotas
-
-
-def text_value(text: str) -> Any:
-    """What an environment variable or option says: JSON where it is JSON, else the text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _comma_list(value: Any) -> Any:
-    """Environment variables hold lists as `a,b`, or as JSON."""
-    if isinstance(value, str):
-        if value.lstrip().startswith("["):
-            return text_value(value)
-        return [item.strip() for item in value.split(",") if item.strip()]
-    return value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
-Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_comma_list)]
-UpperCase = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+from .base import Names, Section, UpperCase
 
 
 class ServerSettings(Section):
@@ -53,6 +15,8 @@ class ServerSettings(Section):
     """Address to listen on; `0.0.0.0` for every interface, as in a container."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and says which."""
+    ui_enabled: bool = True
+    """Serve the chat page at `/`."""
     workers: int = 1
     """API processes. Only 1 for now: each would load an engine of its own."""
     max_body_bytes: int = Field(default=10_000_000, ge=1_000)
@@ -119,115 +83,15 @@ class ModelSettings(Section):
         return self.served_name or self.name.rstrip("/").rsplit("/", 1)[-1]
 
 
-class SecuritySettings(Section):
-    api_key_required: bool | None = None
-    """Refuse requests without a valid API key; by default when there are keys."""
-    api_keys: Secrets = ()
-    """Keys that may generate, separated by commas. A file has more: names, scopes, limits, expiry."""
-    api_keys_file: Path | None = None
-    """YAML file of keys, managed by `gemma-server keys`; edits take effect within 2 s."""
-    public_paths: Names = (
-        "/",
-        "/health",
-        "/health/live",
-        "/health/ready",
-        "/docs",
-        "/docs/assets/*",
-        "/openapi.json",
-    )
-    """Paths that can be read without a key; `/*` at the end for all below."""
-    trusted_proxies: Names = ()
-    """Addresses or networks of proxies whose `X-Forwarded-For` is believed, such as `10.0.0.0/8`."""
-    rate_limit_per_minute: int = Field(default=0, ge=0)
-    """Requests per minute of each key, or of each address where there is none; 0 is no limit."""
-    rate_limit_window_seconds: int = Field(default=60, ge=1, le=3600)
-    """Over how long that rate is counted: a shorter window allows smaller bursts."""
-    tokens_per_minute: int = Field(default=0, ge=0)
-    """Tokens, of prompts and answers, per minute and client; 0 is no limit."""
-    tokens_per_day: int = Field(default=0, ge=0)
-    """Tokens per UTC day and client; 0 is no limit."""
-    max_in_flight: int = Field(default=0, ge=0)
-    """Requests of one client at the same time; 0 is no limit."""
-    allowed_origins: Names = ()
-    """Origins whose pages may call the API from a browser (CORS), such as `https://app.example.com`."""
-
-    block_after_failures: int = Field(default=20, ge=0)
-    """Wrong keys from one address within the window that block it for a while; 0 is never."""
-    block_after_limit_hits: int = Field(default=0, ge=0)
-    """Requests over its limit within the window that block a key or address for a while; 0 is never."""
-    block_window_seconds: int = Field(default=60, ge=1)
-    """The window in which those are counted."""
-    block_seconds: float = Field(default=60, gt=0)
-    """Length of a client's first block; each further one within a day is twice as long."""
-    block_max_seconds: float = Field(default=3600, gt=0)
-    """Length of the longest block."""
-    trusted_hosts: Names = ()
-    """Host names that the server answers to, `*.example.com` for all below; by default any."""
-    allowed_methods: Names = ("GET", "POST", "DELETE", "OPTIONS")
-    """Methods that pages of those origins may use."""
-    allowed_headers: Names = ("*",)
-    """Headers that pages of those origins may send."""
-    allow_credentials: bool = False
-    """Let browsers send cookies and client certificates along; not with `*` as origin."""
-
-    @property
-    def quotas(self) -> Quotas:
-        """What a client may take of which nothing else is said."""
-        return Quotas(
-            self.rate_limit_per_minute, self.tokens_per_minute, self.tokens_per_day, self.max_in_flight
-        )
-
-    @property
-    def keys_required(self) -> bool:
-        if self.api_key_required is None:
-            return bool(self.api_keys or self.api_keys_file)
-        return self.api_key_required
-
-    @model_validator(mode="after")
-    def _keys_to_require(self) -> Self:
-        if self.api_key_required and not (self.api_keys or self.api_keys_file):
-            raise ValueError(
-                "security.api_key_required: there are no keys, so nobody could get in; set security.api_keys "
-                "or security.api_keys_file (`gemma-server keys create NAME --file keys.yaml` makes one)"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _credentials(self) -> Self:
-        if self.allow_credentials and "*" in self.allowed_origins:
-            raise ValueError(
-                "security.allow_credentials: with '*' in security.allowed_origins any page could act for "
-                "whoever visits it; name the origins"
-            )
-        return self
-
-    @field_validator("public_paths")
-    @classmethod
-    def _paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for path in value:
-            if not path.startswith("/") or "*" in path.removesuffix("/*"):
-                raise ValueError(f"{path!r} is not a path such as /docs or /docs/assets/*")
-            if path == "/*" or path.startswith("/admin"):
-                raise ValueError(f"{path!r} must not be public")
-        return value
-
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for network in value:
-            try:
-                ipaddress.ip_network(network)
-            except ValueError as error:
-                raise ValueError(f"{network!r} is not an address or network: {error}") from None
-        return value
-
-    @field_validator("allowed_origins")
-    @classmethod
-    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in value:
-            if origin != "*" and not re.fullmatch(r"https?://[^/\s,*]+", origin):
-                raise ValueError(f"{origin!r} is not an origin: write scheme://host[:port], without a path")
-        return value
+class LoadingSettings(Section):
+    autoload: bool = False
+    """Load a model of `models` when a request asks for it, in place of the one that runs."""
+    wait_seconds: float = Field(default=0, ge=0)
+    """How long a request waits while its model is loaded; 0 refuses it at once, with `Retry-After`."""
+    drain_seconds: float = Field(default=60, ge=0)
+    """How long requests may take to finish before their model is unloaded, or another takes its place."""
+    warm_up_requests: int = Field(default=1, ge=0, le=64)
+    """Short generations after a load, before the model is ready, so that no client pays for what is first."""
 
 
 class StorageSettings(Section):
@@ -289,6 +153,8 @@ class ChatSettings(Section):
     """Most bytes that a session remembers; the oldest messages are dropped."""
     max_sessions_bytes: int = Field(default=268_435_456, ge=1_000_000)
     """Most bytes of sessions in this process's memory; those not used for longest are dropped."""
+    max_sessions_per_client: int = Field(default=10_000, ge=0)
+    """Most sessions of one key, or of one address where there is no key, in Redis too; 0 is no limit."""
     session_ttl_seconds: int = Field(default=86_400, ge=1)
     """How long a session is kept after its last use."""
 
@@ -308,6 +174,22 @@ class LogSettings(Section):
     """Write prompts and sampling parameters to the log; they may hold personal data."""
     stats_interval_seconds: float = Field(default=60, ge=0)
     """How often a line says how busy the server is, unless nothing happens; 0 is never."""
+
+
+class OtelSettings(Section):
+    endpoint: str | None = Field(default=None, pattern=r"^https?://[^/\s]")
+    """URL of an OTLP receiver that traces are sent to over HTTP, such as `http://collector:4318`."""
+    sample_ratio: float = Field(default=1, ge=0, le=1)
+    """The share of requests that is traced; a request's own `traceparent` decides where it has one."""
+    service_name: str = Field(default="gemma-serve", min_length=1)
+    """What the traces call this server."""
+
+    @property
+    def url(self) -> str | None:
+        """Where traces go; None where none are sent."""
+        if self.endpoint is None or self.endpoint.endswith("/v1/traces"):
+            return self.endpoint
+        return f"{self.endpoint.rstrip('/')}/v1/traces"
 
 
 class HealthSettings(Section):

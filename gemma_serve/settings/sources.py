@@ -18,8 +18,8 @@ from pydantic_settings import EnvSettingsSource
 
 from ..engine_fields import ENGINE_FIELDS
 from ..errors import StartupError
-from .sections import Section
-from .tree import Settable, Settings, nearest
+from .base import Section
+from .tree import ListedModel, Settable, Settings, nearest
 
 PREFIX = "GEMMA_"
 
@@ -146,7 +146,9 @@ def source_of(section: str, field: str, sources: list[Source]) -> str:
 
 def _explain(error: dict[str, Any], sources: list[Source]) -> str:
     """One validation error as a sentence with the setting's name, its value, its source and what is right."""
-    section, field = (*map(str, error["loc"][:2]), "")[:2]
+    section, field = (*map(str, error["loc"][:2]), "", "")[:2]
+    if section == "models" and field:
+        return _explain_listed(error, source_of(section, field, sources))
     if error["type"] == "extra_forbidden":
         if not field:
             near = nearest(section, Settings.model_fields)
@@ -166,6 +168,16 @@ def _explain(error: dict[str, Any], sources: list[Source]) -> str:
     origin = source_of(section, field, sources)
     value = masked(field, error["input"])
     return f"{section}.{field} ({variable_name(section, field)}, from {origin}) = {value!r}: {message}"
+
+
+def _explain_listed(error: dict[str, Any], origin: str) -> str:
+    """As `_explain`, of a setting of one of the further models."""
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        near = nearest(str(error["loc"][-1]), ListedModel.model_fields)
+        return f"{name} (from {origin}): no such setting{near}"
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{name} (from {origin}) = {masked('', error['input'])!r}: {message}"
 
 
 def source_label(section: str, sources: list[Source]) -> str:

@@ -6,29 +6,50 @@ import contextlib
 import difflib
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ..engine_fields import ENGINE_FIELDS
+from .base import text_value
 from .sections import (
     CacheSettings,
     ChatSettings,
     HealthSettings,
     LimitsSettings,
+    LoadingSettings,
     LogSettings,
     ModelSettings,
+    OtelSettings,
     PerformanceSettings,
     QueueSettings,
-    SecuritySettings,
     ServerSettings,
     StorageSettings,
     SupervisorSettings,
-    text_value,
 )
+from .security import SecuritySettings
 
 Settable = Mapping[str, Mapping[str, Any]]
+
+
+class ListedModel(ModelSettings):
+    """A model that may be loaded in place of `model`; its name is the one that it is listed under."""
+
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of vLLM's engine for this model. Those of the first model are not taken over."""
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _engine_fields(cls, value: Any) -> Any:
+        return _engine_arguments(value)
+
+    @field_validator("served_name")
+    @classmethod
+    def _named_already(cls, value: str | None) -> str | None:
+        if value is not None:
+            raise ValueError("the name that it is listed under is the one it is served by")
+        return value
 
 
 class Settings(BaseSettings):
@@ -38,6 +59,8 @@ class Settings(BaseSettings):
 
     server: ServerSettings = ServerSettings()
     model: ModelSettings = ModelSettings()
+    models: dict[str, ListedModel] = Field(default_factory=dict)
+    loading: LoadingSettings = LoadingSettings()
     security: SecuritySettings = SecuritySettings()
     performance: PerformanceSettings = PerformanceSettings()
     storage: StorageSettings = StorageSettings()
@@ -48,21 +71,45 @@ class Settings(BaseSettings):
     health: HealthSettings = HealthSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
     log: LogSettings = LogSettings()
+    otel: OtelSettings = OtelSettings()
     engine: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("engine", mode="before")
     @classmethod
     def _engine_fields(cls, value: Any) -> Any:
+        return _engine_arguments(value)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        """An option or a variable holds a model as JSON."""
         if not isinstance(value, Mapping):
-            raise ValueError("engine must be a mapping of vLLM engine arguments")
-        for name in value:
-            if name in _OWNED_ENGINE_FIELDS:
-                raise ValueError(f"set {_OWNED_ENGINE_FIELDS[name]} in place of engine.{name}")
-            if name not in ENGINE_FIELDS:
-                raise ValueError(
-                    f"engine.{name} is not an argument of vLLM's engine{nearest(name, ENGINE_FIELDS)}"
-                )
-        return {name: _engine_value(name, item) for name, item in value.items()}
+            raise ValueError("models must be a mapping: the name of each, and its settings below it")
+        return {name: text_value(item) if isinstance(item, str) else item for name, item in value.items()}
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        owners: dict[str, str] = {}
+        for id, settings in [(self.model.id, self.model), *self.models.items()]:
+            for name in dict.fromkeys((id, *settings.aliases)):
+                if name in owners:
+                    raise ValueError(f"models.{id}: the name {name!r} is {owners[name]}'s already")
+                owners[name] = id
+        return self
+
+    def of_models(self) -> dict[str, Settings]:
+        """By name: what the server runs with when it runs that model, the one of the start first."""
+        return {self.model.id: self} | {
+            name: self.model_copy(
+                update={
+                    "model": ModelSettings(
+                        **listed.model_dump(exclude={"engine", "served_name"}), served_name=name
+                    ),
+                    "engine": listed.engine,
+                }
+            )
+            for name, listed in self.models.items()
+        }
 
     @classmethod
     def settings_customise_sources(
@@ -96,7 +143,21 @@ _OWNED_ENGINE_FIELDS = {
     "served_model_name": "model.served_name",
     "reasoning_parser": "model.reasoning_parser",
     "logging_config": "log.level and log.format",
+    "otlp_traces_endpoint": "otel.endpoint",
 }
+
+
+def _engine_arguments(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError("engine must be a mapping of vLLM engine arguments")
+    for name in value:
+        if name in _OWNED_ENGINE_FIELDS:
+            raise ValueError(f"set {_OWNED_ENGINE_FIELDS[name]} in place of engine.{name}")
+        if name not in ENGINE_FIELDS:
+            raise ValueError(
+                f"engine.{name} is not an argument of vLLM's engine{nearest(name, ENGINE_FIELDS)}"
+            )
+    return {name: _engine_value(name, item) for name, item in value.items()}
 
 
 def _engine_value(name: str, value: Any) -> Any:

@@ -92,6 +92,7 @@ async def test_frozen(server: ServerProcess, load: Load, undisturbed: list[Answe
         while (await client.get("/health/ready")).status_code == 200:
             assert time.monotonic() - started < 30, "ready for 30 s with a frozen engine"
             await asyncio.sleep(0.05)
+        print(f"not ready {time.monotonic() - started:.1f} s after it froze, with stall_seconds=2")
         ready = (await client.get("/health/ready")).json()
         assert ready["status"] in ("stalled", "restarting"), ready
         assert (await client.get("/health/live")).status_code == 200

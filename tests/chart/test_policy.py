@@ -273,6 +273,23 @@ def test_traffic_is_let_through_where_it_must(render: Render) -> None:
     assert redis["egress"] if "egress" in redis else redis["policyTypes"] == ["Ingress", "Egress"]
 
 
+def test_redis_ends_before_the_limit_of_its_memory_does(render: Render) -> None:
+    """What is kept takes half of it at most: the copy that writes the log anew may take as much again."""
+    (redis,) = of_kind(render(EVERYTHING), "StatefulSet")
+    (one,) = redis["spec"]["template"]["spec"]["containers"]
+    given = dict(itertools.pairwise(one["args"]))
+    assert given["--maxmemory"] == "512mb" and given["--maxmemory-policy"] == "volatile-lru"
+    assert one["resources"]["limits"]["memory"] == "1Gi"
+
+
+def test_an_ingress_speaks_to_the_server_as_it_listens(render: Render) -> None:
+    tls = {"server": {"tls_certificate": "/tls/tls.crt", "tls_private_key": "/tls/tls.key"}}
+    for config, protocol in ({}, "HTTP"), (tls, "HTTPS"):
+        for ingress in of_kind(render(EVERYTHING, {"config": config}), "Ingress"):
+            given = ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/backend-protocol"]
+            assert given == protocol
+
+
 def test_every_selector_finds_the_servers_alone(manifests: list[Manifest]) -> None:
     kinds = ("Deployment", "PodDisruptionBudget", "PodMonitor")
     selectors = [

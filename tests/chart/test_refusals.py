@@ -51,6 +51,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"autoscaling": {"kind": "hpa", "min": 5}}, "autoscaling.min: 5 is more than autoscaling.max, 4"),
     ({"ingress": {"enabled": True}}, "ingress.hosts: name at least one host"),
     ({"gateway": {"enabled": True}}, "gateway.parentRefs: name the Gateway"),
+    ({"ingress": {"enabled": True, "hosts": ["a.example"]}}, "config.security.trusted_proxies: behind an"),
+    ({"gateway": {"enabled": True, "parentRefs": [{"name": "a"}]}}, "config.security.trusted_proxies"),
+    ({"config": {"security": {"api_keys": "sk-a"}}}, "config.security.api_keys: a ConfigMap is no place"),
+    ({"config": {"storage": {"url": "redis://:password@redis"}}}, "config.storage.url: a ConfigMap is no"),
     # What the schema refuses:
     ({"replica": 2}, "replica"),
     ({"replicas": "2"}, "replicas"),
@@ -60,6 +64,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"autoscaling": {"kind": "cpu"}}, "'none', 'hpa', 'keda'"),
     ({"redis": {"image": "redis:latest"}}, "image"),
     ({"redis": {"url": "http://redis"}}, "url"),
+    ({"redis": {"maxMemory": "512Mi"}}, "maxMemory"),
     ({"startupMinutes": 0}, "startupMinutes"),
     ({"config": {"server": 8000}}, "server"),
 ]
@@ -79,6 +84,7 @@ def test_wrong_values_are_refused(render: Render, values: dict[str, Any], senten
         {"config": {"engine": {"tensor_parallel_size": 4}}, "gpu": {"count": 4}},
         {"replicas": 2, "weights": {"from": "emptyDir"}},
         {"preset": "demo", "device": "cpu", "replicas": 2},
+        {"config": {"storage": {"url": "redis://redis:6379"}}},
         {"preset": "", "config": {"model": {"name": "/models/mine"}}},
         {"monitoring": {"kind": "ServiceMonitor"}},
         {"image": {"digest": "sha256:" + "0" * 64}},

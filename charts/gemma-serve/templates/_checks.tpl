@@ -76,6 +76,12 @@
 {{- if gt (len (compact (list $values.redis.url $values.redis.existingSecret (ternary "deploy" "" $values.redis.deploy)))) 1 -}}
 {{- fail "redis: give one of url, existingSecret and deploy" -}}
 {{- end -}}
+{{- if contains "@" (toString ($config.storage | default dict).url) -}}
+{{- fail "config.storage.url: a ConfigMap is no place for a password; use redis.url or redis.existingSecret" -}}
+{{- end -}}
+{{- if $security.api_keys -}}
+{{- fail "config.security.api_keys: a ConfigMap is no place for keys; use apiKeys.file, which holds digests, or apiKeys.existingSecret" -}}
+{{- end -}}
 {{- if and $values.apiKeys.file $values.apiKeys.existingSecret -}}
 {{- fail "apiKeys: give one of file and existingSecret" -}}
 {{- end -}}
@@ -93,5 +99,8 @@
 {{- end -}}
 {{- if and $values.gateway.enabled (not $values.gateway.parentRefs) -}}
 {{- fail "gateway.parentRefs: name the Gateway that the route is for" -}}
+{{- end -}}
+{{- if and (or $values.ingress.enabled $values.gateway.enabled) (not $security.trusted_proxies) -}}
+{{- fail "config.security.trusted_proxies: behind an Ingress or a Gateway all clients have its address, so they share limits and cached answers, and 20 wrong keys of one block all; give the network of its pods, such as [10.0.0.0/8]" -}}
 {{- end -}}
 {{- end -}}

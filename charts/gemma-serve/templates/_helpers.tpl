@@ -120,7 +120,7 @@ app.kubernetes.io/component: server
 {{- end -}}
 
 {{- define "gemma.hasKeys" -}}
-{{- if or .Values.apiKeys.file .Values.apiKeys.existingSecret (include "gemma.setting" (list . "security" "api_keys_file" "")) (include "gemma.setting" (list . "security" "api_keys" "")) -}}true{{- end -}}
+{{- if or .Values.apiKeys.file .Values.apiKeys.existingSecret (include "gemma.setting" (list . "security" "api_keys_file" "")) -}}true{{- end -}}
 {{- end -}}
 
 {{/* Does the model come from Hugging Face? Neither a folder nor the one in the image. */}}

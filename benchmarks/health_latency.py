@@ -1,0 +1,100 @@
+"""How long does `/health/ready` take while many streams run? Asked for: 5 ms at most, for 99 of 100 probes.
+
+    python -m benchmarks.health_latency [--streams 256] [--seconds 60] [--null]
+
+Starts the server with the embedded model (`--null`: with random tokens at once, so that the front end has all
+the work that it can do), keeps that many streams running from another process, and probes as Kubernetes does:
+on a new connection each time. Prints JSON: milliseconds, and how often it was not ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks.goodput import running_server
+
+NULL = "engine.distributed_executor_backend=benchmarks.null_executor.NullExecutor"
+TOKENS, ENOUGH = 256, 10_000_000
+
+
+@contextmanager
+def streams(url: str, count: int) -> Iterator[None]:
+    """`count` of them at any time, once all have begun."""
+    client = Path(__file__).with_name("stream_client.py")
+    options = ["--clients", str(count), "--requests", str(ENOUGH), "--tokens", str(TOKENS)]
+    process = subprocess.Popen([sys.executable, str(client), url, *options], stdout=subprocess.DEVNULL)
+    try:
+        while metrics(url)["running"] < count:
+            if process.poll() is not None:
+                raise SystemExit("the streams have ended")
+            time.sleep(0.1)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def metrics(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{url}/health/metrics", timeout=30) as answer:
+        return dict(json.load(answer))
+
+
+def probe(host: str, port: int) -> tuple[float, int]:
+    """Seconds from the connection to the whole answer, and its status."""
+    started = time.perf_counter()
+    connection = http.client.HTTPConnection(host, port, timeout=30)
+    connection.request("GET", "/health/ready")
+    answer = connection.getresponse()
+    answer.read()
+    seconds = time.perf_counter() - started
+    connection.close()
+    return seconds, answer.status
+
+
+def measure(url: str, seconds: float, per_second: float) -> dict[str, Any]:
+    parts = urlsplit(url)
+    end, times, statuses = time.perf_counter() + seconds, [], []
+    while time.perf_counter() < end:
+        taken, status = probe(parts.hostname or "", parts.port or 80)
+        times.append(taken * 1000)
+        statuses.append(status)
+        time.sleep(1 / per_second)
+    cuts = statistics.quantiles(times, n=100, method="inclusive")
+    found = {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98], "max": max(times)}
+    not_ready = sum(status != 200 for status in statuses)
+    return {"probes": len(times), "not_ready": not_ready} | {
+        name: round(value, 2) for name, value in found.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--per-second", type=float, default=20, help="probes")
+    parser.add_argument("--null", action="store_true", help="random tokens in place of a model")
+    options = parser.parse_args()
+    with running_server(options.streams, *([NULL] if options.null else [])) as url:
+        idle = measure(url, min(10, options.seconds), options.per_second)
+        with streams(url, options.streams):
+            busy = measure(url, options.seconds, options.per_second)
+            rate = metrics(url)["tokens_per_second"]["10s"]
+    print(json.dumps({"idle": idle, "streams": options.streams, "tokens_per_second": rate, "busy": busy}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""A server as the benchmarks start it: wait until it answers, put load on it, read what it took."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRON = {"PYTHONPATH": str(ROOT), "VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}
+"""A core is left to the client and the front end, where the engine runs on the CPU."""
+
+
+class StartFailed(Exception):
+    """The message is the end of the server's log."""
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[bytes]
+    url: str
+    key: str
+    model: str
+
+    def cpu_seconds(self) -> float:
+        """Of the API process."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def rss_mb(self) -> float:
+        return float(psutil.Process(self.process.pid).memory_info().rss / 1e6)
+
+    def metrics(self) -> dict[str, float]:
+        """Sums of the samples of `/metrics` by name; labels of vLLM's cache_config_info as `cache:NAME`."""
+        request = urllib.request.Request(f"{self.url}/metrics", headers=self._headers())
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            lines = answer.read().decode().splitlines()
+        values: dict[str, float] = {}
+        for line in lines:
+            if line.startswith("#") or not line.strip():
+                continue
+            head, _, value = line.rpartition(" ")
+            name, _, labels = head.partition("{")
+            values[name] = values.get(name, 0.0) + float(value)
+            if name == "vllm:cache_config_info":
+                pairs = (item.partition("=") for item in labels.rstrip("}").split('",'))
+                found = {f"cache:{label}": text.strip('"') for label, _, text in pairs}
+                values |= {label: float(text) for label, text in found.items() if text.isdigit()}
+        return values
+
+    def wait_ready(self, log: Path, seconds: float = 600) -> None:
+        """Until it answers a chat. Raises `StartFailed` when it ends before, or takes longer."""
+        body = {"model": self.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+        headers = {"Content-Type": "application/json"} | self._headers()
+        url = f"{self.url}/v1/chat/completions"
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                break
+            request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+            try:
+                with urllib.request.urlopen(request, timeout=120):
+                    return
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.5)
+        raise StartFailed(log.read_text(errors="replace")[-20_000:])
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str], port: int, key: str, model: str, log: Path, seconds: float = 600
+) -> Iterator[Server]:
+    """This Python with `command`, which listens on `port`. Raises `StartFailed`."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, env=os.environ | ENVIRON, stdout=output, stderr=output
+        )
+    server = Server(process, f"http://127.0.0.1:{port}", key, model)
+    try:
+        server.wait_ready(log, seconds)
+        yield server
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """And what it started: an engine that outlives its server would hold the memory of the next one."""
+    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(60)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(children, timeout=60)
+
+
+def our_command(settings: Mapping[str, Any], port: int, key: str, config: Path) -> list[str]:
+    """`gemma-server serve` with keys, limits, metrics and the access log on; writes its file to `config`."""
+    security = {
+        "api_keys": [key],
+        "rate_limit_per_minute": 1_000_000,
+        "tokens_per_minute": 1_000_000_000,
+        "max_in_flight": 100_000,
+        # For the metrics, which else want a key with a scope of their own.
+        "public_paths": ["/", "/health", "/health/*", "/metrics"],
+    }
+    given = {"server": {"port": port}, "security": security, "log": {"format": "json"}, **settings}
+    config.write_text(yaml.safe_dump(given))
+    return ["-m", "gemma_serve", "serve", "--config", str(config)]
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def load(server: Server, clients: int, requests: int, tokens: int, *options: str) -> dict[str, Any]:
+    """What benchmarks/stream_client.py measured, in a process of its own."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "stream_client.py"), server.url]
+    command += ["--clients", str(clients), "--requests", str(requests), "--tokens", str(tokens)]
+    command += ["--key", server.key, "--model", server.model, *options]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    if result.returncode:
+        raise RuntimeError(f"the load client failed:\n{result.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(result.stdout)
+    return answer
+
+
+def round_to(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -1,0 +1,217 @@
+"""`gemma-server plan`: its arithmetic against vLLM's own code, transformers' models and the real engine."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+import torch
+import transformers
+from vllm.v1.core import kv_cache_utils
+from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_layout import KVCacheLayout
+
+from gemma_serve.engine.published import PUBLISHED, published, text_only
+from gemma_serve.engine.shape import Layer, read_shape
+from gemma_serve.plan import GIB, GPU, GPUS, KVCache, Options, divides, plan, plans, weight_bytes
+
+from .conftest import ServerProcess, start_server
+from .test_cli import run
+from .tiny_models import make_model
+
+PARAMETERS = {
+    "gemma-2b": 2_506_172_416,
+    "gemma-7b": 8_537_680_896,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-2-27b": 27_227_128_320,
+    "gemma-3-270m": 268_098_176,
+    "functiongemma-270m": 268_098_176,
+    "gemma-3-1b": 999_885_952,
+    "gemma-3-4b": 4_300_079_472,
+    "gemma-3-12b": 12_187_325_040,
+    "gemma-3-27b": 27_432_406_640,
+}
+"""As their pages at Hugging Face say."""
+
+GEMMA_4 = [Layer(4, 512 if index % 6 == 5 else 256, None if index % 6 == 5 else 512) for index in range(30)]
+"""Its full layers have larger heads."""
+
+
+def layers_of(name: str) -> list[Layer]:
+    return GEMMA_4 if name == "gemma-4" else list(read_shape(name).layers)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_shape_has_the_published_parameters(name: str) -> None:
+    assert read_shape(f"google/{name}-it").parameters == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_shape_is_what_transformers_config_class_makes_of_it(name: str) -> None:
+    given = published(name)
+    assert given is not None
+    config = transformers.AutoConfig.for_model(**given).get_text_config()
+    for field, value in text_only(given).items():
+        if field not in ("rope_scaling", "dtype", "architectures"):
+            assert getattr(config, field) == value, field
+    # What the shapes leave to the class's defaults.
+    assert config.tie_word_embeddings
+    assert config.bos_token_id == 2
+
+
+def vllm_config(length: int, in_flight: int) -> Any:
+    """As much of vLLM's as its functions look at."""
+    return SimpleNamespace(
+        scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=False),
+        cache_config=SimpleNamespace(
+            get_resolved_kv_cache_layout=lambda: KVCacheLayout.LBHNC,
+            num_gpu_blocks_override=None,
+            prefix_cache_retention_interval=None,
+        ),
+        attention_config=SimpleNamespace(hisparse_config=None),
+        parallel_config=SimpleNamespace(decode_context_parallel_size=1),
+        model_config=SimpleNamespace(max_model_len=length),
+        speculative_config=None,
+        max_in_flight_tokens=in_flight,
+    )
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4])
+@pytest.mark.parametrize("block_size", [16, 128])
+@pytest.mark.parametrize("name", [*PUBLISHED, "gemma-4"])
+def test_blocks_equal_those_of_vllms_own_code(name: str, block_size: int, gpus: int) -> None:
+    layers = layers_of(name)
+    specs: dict[str, Any] = {}
+    for index, layer in enumerate(layers):
+        common: dict[str, Any] = {
+            "block_size": block_size,
+            "num_kv_heads": max(1, layer.kv_heads // gpus),
+            "head_size": layer.head_size,
+            "dtype": torch.bfloat16,
+        }
+        if layer.window is None:
+            specs[f"layers.{index}"] = FullAttentionSpec(**common)
+        else:
+            specs[f"layers.{index}"] = SlidingWindowSpec(**common, sliding_window=layer.window)
+    length, in_flight, memory = 8192, 2 * 2048, 10 * GIB
+    config = vllm_config(length, in_flight)
+    groups = kv_cache_utils.get_kv_cache_groups(config, specs)
+    theirs = kv_cache_utils.get_kv_cache_config_from_groups(config, groups, memory)
+
+    ours = KVCache.of(layers, gpus, value_bytes=2, block_size=block_size)
+    assert len(ours.groups) == len(groups)
+    assert ours.blocks(memory) == theirs.num_blocks
+    concurrency = kv_cache_utils.get_max_concurrency_for_kv_cache_config(config, theirs)
+    assert ours.concurrency(memory, length, in_flight) == pytest.approx(concurrency)
+
+
+def test_a_window_bounds_what_a_long_chat_takes() -> None:
+    cache = KVCache.of([Layer(1, 64, 512)] * 5 + [Layer(1, 64)], 1, value_bytes=2, block_size=16)
+    assert len(cache.groups) == 6
+    growth = cache.blocks_of(100_000) - cache.blocks_of(10_000)
+    assert growth == math.ceil(100_000 / 16) - math.ceil(10_000 / 16)  # of the one full layer's group
+    whole = KVCache.of([Layer(1, 64)] * 6, 1, value_bytes=2, block_size=16)
+    assert cache.bytes_of(100_000) < 0.18 * whole.bytes_of(100_000)
+    assert cache.bytes_per_token() == whole.bytes_per_token() / 6
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_more_gpus_hold_more(name: str) -> None:
+    shape = read_shape(name)
+    assert weight_bytes(shape, 1) == 2 * shape.parameters
+    rows = list(plans(shape, GPUS["H100"], Options()))
+    assert rows[0].gpus == 1
+    for fewer, more in itertools.pairwise(rows):
+        assert more.weights < fewer.weights
+        assert more.weights * more.gpus >= 2 * shape.parameters
+        if shape.kv_heads >= more.gpus:  # or each GPU has a copy of the head
+            assert more.chats(4096) >= fewer.chats(4096)
+    assert all(shape.heads % row.gpus == 0 for row in rows)
+    assert not divides(shape, 3)
+
+
+def test_fewer_bytes_in_the_cache_are_more_chats() -> None:
+    shape = read_shape("gemma-3-12b")
+    whole = plan(shape, GPUS["H100"], 1, Options())
+    half = plan(shape, GPUS["H100"], 1, Options(kv_cache_value_bytes=1))
+    assert half.chats(8192) in range(2 * whole.chats(8192) - 1, 2 * whole.chats(8192) + 3)
+    assert plan(shape, GPU(16 * GIB, 1e12), 1, Options()).chats(1) == 0
+
+
+# What vLLM's metric says of a real start on the CPU, whose blocks have 128 tokens.
+def measured(server: ServerProcess) -> tuple[int, int]:
+    """(blocks, tokens that vLLM says they hold)."""
+    metrics = httpx.get(f"{server.url}/metrics", timeout=30).text
+    (line,) = [line for line in metrics.splitlines() if line.startswith("vllm:cache_config_info{")]
+    labels = dict(item.split("=", 1) for item in line[line.index("{") + 1 : line.rindex("}")].split('",'))
+    return (
+        int(labels["num_gpu_blocks"].strip('"')),
+        int(labels["kv_cache_size_tokens"].strip('"')),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text"])
+def test_the_real_engine_has_the_blocks_that_are_predicted(kind: str, tmp_path: Path) -> None:
+    folder = make_model(kind, tmp_path / kind)
+    shape = read_shape(str(folder))
+    memory, length = 50_000_000, 512
+    given = {
+        "model.name": str(folder),
+        "model.max_length": length,
+        "engine.enforce_eager": "true",
+        "engine.max_num_batched_tokens": length,
+        "engine.kv_cache_memory_bytes": memory,
+    }
+    server = start_server(*[f"--set={name}={value}" for name, value in given.items()])
+    try:
+        server.wait_for(rf"{kind}: ready")
+        blocks, tokens = measured(server)
+    finally:
+        server.end()
+    cache = KVCache.of(shape.layers, 1, shape.activation_bytes, block_size=128)
+    assert cache.blocks(memory) == blocks
+    assert int(cache.concurrency(memory, length, in_flight=length) * length) == tokens
+
+
+def test_the_command_recommends_what_it_computed() -> None:
+    result = run("plan", "--model", "google/gemma-3-27b-it", "--gpu", "H100", "--users", "60")
+    assert result.returncode == 0, result.stderr
+    assert "27.4 billion parameters" in result.stdout
+    assert "2 GPUs are needed" in result.stdout
+    assert "--set engine.tensor_parallel_size=2" in result.stdout
+    report = run("plan", "--model", "gemma-3-27b", "--gpu", "H100", "--users", "60", "--json")
+    content = json.loads(report.stdout)
+    assert content["tensor_parallel_size"] == 2
+    assert [row["chats"] >= 60 for row in content["plans"]] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model", "gemma-3-1b", "--gpu", "H1000"], "one of A10G"),
+        (["--model", "no/such-model", "--gpu", "L4"], "no/such-model"),
+        (["--model", "gemma-3-1b", "--gpu", "L4", "--context", "99999"], "was made for 32768 tokens"),
+        (["--model", "gemma-3-1b", "--gpu", "L4", "--users", "0"], "at least 1"),
+    ],
+)
+def test_a_mistake_ends_with_a_sentence(arguments: list[str], sentence: str) -> None:
+    result = run("plan", *arguments, environ={"HF_HUB_OFFLINE": "1"})
+    assert result.returncode == 1
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_what_does_not_fit_is_said() -> None:
+    result = run("plan", "--model", "gemma-3-27b", "--gpu", "8", "--users", "100")
+    assert result.returncode == 1
+    assert "none left" in result.stdout
+    assert "do not fit" in result.stdout

