@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from gemma_serve.app import create_app
+from gemma_serve.engine.base import EngineState, EngineStatus
 from gemma_serve.engine.lifecycle import VLLMEngine
 
 from .conftest import InProcess, serving, until
@@ -45,11 +46,13 @@ class Running:
 
     def __init__(self, engine: VLLMEngine) -> None:
         self._engine = engine
+        self.status = EngineStatus()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        self.status.set(EngineState.READY)
 
     async def stop(self) -> None: ...
 

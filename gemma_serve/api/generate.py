@@ -25,13 +25,11 @@ from .streaming import (
     EVENT_STREAM_HEADERS,
     JSON_LINES_HEADERS,
     TEXT_HEADERS,
-    ChunkWriter,
     GenerationStream,
-    TextWriter,
-    Writer,
     stored_stream,
     until_disconnect,
 )
+from .writers import ChunkWriter, TextWriter, Writer
 
 # OpenAI's parameters that cannot change Gemma's answer, accepted and dropped. `store` and `metadata` keep an
 # answer in OpenAI's dashboard, `service_tier`, `prediction` and `prompt_cache_*` buy speed there.

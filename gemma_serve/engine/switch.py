@@ -43,6 +43,9 @@ class EngineSwitch:
         self._ending: asyncio.Task[None] | None = None
         self._resumed_before = 0
         self._follow(self._engine)
+        now = self._engine.status
+        if now.state is not self.status.state:  # one that was given may have begun
+            self.status.set(now.state, now.phase, now.error)
 
     def _follow(self, engine: Engine) -> None:
         def say(status: EngineStatus) -> None:

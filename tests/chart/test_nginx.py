@@ -57,6 +57,7 @@ def nginx_conf(ingresses: list[Manifest], replicas: list[str], folder: Path, por
     for ingress in ingresses:
         name = ingress["metadata"]["name"]
         given = {key.removeprefix(PREFIX): value for key, value in ingress["metadata"]["annotations"].items()}
+        scheme = given.pop("backend-protocol").lower()
         assert given.keys() <= LOCATION.keys() | UPSTREAM.keys()
         hashing = [UPSTREAM[key].format(value) for key, value in given.items() if key in UPSTREAM]
         upstreams.append(
@@ -64,7 +65,9 @@ def nginx_conf(ingresses: list[Manifest], replicas: list[str], folder: Path, por
         )
         lines = [LOCATION[key].format(value) for key, value in given.items() if key in LOCATION]
         for path in ingress["spec"]["rules"][0]["http"]["paths"]:
-            locations.append(block(f"location {path['path']}", *lines, f"proxy_pass http://{name}", *ALWAYS))
+            locations.append(
+                block(f"location {path['path']}", *lines, f"proxy_pass {scheme}://{name}", *ALWAYS)
+            )
     temporary = [
         f"{kind}_temp_path {folder}/{kind}" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     ]
