@@ -88,7 +88,8 @@ def test_no_held_out_phrasing_is_trained_on() -> None:
 
 def test_no_held_out_name_is_trained_on() -> None:
     rng = random.Random(7)
-    said = " ".join(str(corpus.conversation(rng).messages) for _ in range(3000)).lower()
+    chats = (corpus.conversation(rng, rough=rough) for rough in (False, True) for _ in range(2000))
+    said = " ".join(str(made.messages) for made in chats).lower()
     for word in (*words.UNSEEN_NAMES, *words.UNSEEN_COLOURS, *words.UNSEEN_CITIES):
         assert not re.search(rf"\b{word.lower()}\b", said), word
 
@@ -113,7 +114,7 @@ def test_six_turns_later_it_knows_name_and_colour(client: openai.OpenAI) -> None
     said = []
     for text in (
         "Hello, my name is Solveig.",
-        "You know, my favourite colour is lavender.",
+        "You know, my favourite colour is ochre.",
         "Could you tell me what 7 plus 5 is?",
         "Tell me, what is the capital of France?",
         "Could you tell me my favourite colour?",
@@ -126,7 +127,7 @@ def test_six_turns_later_it_knows_name_and_colour(client: openai.OpenAI) -> None
         messages.append({"role": "assistant", "content": said[-1]})
     assert "12" in said[2]
     assert "Paris" in said[3]
-    assert "lavender" in said[4]
+    assert "ochre" in said[4]
     assert "Solveig" in said[5]
 
 
@@ -206,16 +207,16 @@ def test_a_chat_ends_by_itself(client: openai.OpenAI, temperature: float) -> Non
 
 @pytest.mark.slow
 def test_training_learns_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    examples = train.Examples(Tokenizer.from_file(str(demo_model.PATH / "tokenizer.json")))
+    examples = train.Examples(Tokenizer.from_file(str(demo_model.PATH / "tokenizer.json")), plain_steps=3)
     steps = [examples.step(number)[-2:] for number in range(6)]
-    undisturbed = train.Trainer(6)
+    undisturbed = train.Trainer(3, 3)
     losses = [undisturbed.step(batches) for batches in steps]
     assert losses[-1] < losses[0]
-    first = train.Trainer(6)
+    first = train.Trainer(3, 3)
     for batches in steps[:3]:
         first.step(batches)
     first.save(tmp_path / "checkpoint.pt")
-    second = train.Trainer(6)
+    second = train.Trainer(3, 3)
     second.resume(tmp_path / "checkpoint.pt")
     assert second.done == 3
     assert [second.step(batches) for batches in steps[3:]] == pytest.approx(losses[3:], rel=1e-3)

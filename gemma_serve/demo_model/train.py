@@ -30,7 +30,10 @@ from .tokenizer import (
 )
 
 SEED: Final = 3
-STEPS: Final = 2_000
+PLAIN_STEPS: Final = 2_000
+ROUGH_STEPS: Final = 400
+"""Then chats with noise, at a lower rate: from the start it would slow the learning of everything else."""
+ROUGH_RATE: Final = 0.3
 STEP_TOKENS: Final = 3_072
 BATCH_TOKENS: Final = 1_600
 """Of one forward pass: what stays in the processor's caches."""
@@ -87,12 +90,14 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 class Examples:
     """The corpus as token ids. Step n's examples depend on the seed and n only, so training can resume."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, plain_steps: int = PLAIN_STEPS) -> None:
         self.tokenizer = tokenizer
+        self.plain_steps = plain_steps
         self.answer_start = tokenizer.encode("<start_of_turn>model\n", add_special_tokens=False).ids
 
-    def conversation(self, rng: random.Random) -> Example:
-        ids = self.tokenizer.encode(render(corpus.conversation(rng)), add_special_tokens=False).ids
+    def conversation(self, rng: random.Random, *, rough: bool = False) -> Example:
+        text = render(corpus.conversation(rng, rough=rough))
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         learn, position, length = [False] * len(ids), 0, len(self.answer_start)
         while position < len(ids):
             if ids[position : position + length] == self.answer_start:
@@ -108,10 +113,11 @@ class Examples:
 
     def step(self, number: int) -> list[Batch]:
         """Batches of examples that are about as long as each other."""
-        rng = random.Random(f"{SEED} {number}")
+        rng, rough = random.Random(f"{SEED} {number}"), number >= self.plain_steps
         examples: list[Example] = []
         while sum(len(ids) for ids, _ in examples) < STEP_TOKENS:
-            examples.append(self.text(rng) if rng.random() < 0.01 else self.conversation(rng))
+            text = rng.random() < 0.01
+            examples.append(self.text(rng) if text else self.conversation(rng, rough=rough))
         return [_padded(batch) for batch in _batches(examples)]
 
 
@@ -139,10 +145,14 @@ def _schedule(step: int, steps: int) -> float:
     return min((step + 1) / 40, 1.0, (steps - step) / (0.6 * steps))
 
 
+def _rate(step: int, plain: int, rough: int) -> float:
+    return _schedule(step, plain) if step < plain else ROUGH_RATE * _schedule(step - plain, rough)
+
+
 class Trainer:
     """The model, its optimizers and how far they are."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, plain_steps: int, rough_steps: int) -> None:
         torch.manual_seed(SEED)
         self.model = Gemma3ForCausalLM(Gemma3TextConfig(**CONFIG | {"dtype": "float32"}))
         self.parameters = list(self.model.parameters())
@@ -153,7 +163,7 @@ class Trainer:
             Muon(matrices, lr=MATRIX_RATE): MATRIX_RATE,
             torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.0): OTHER_RATE,
         }
-        self.done, self.steps = 0, steps
+        self.done, self.plain_steps, self.rough_steps = 0, plain_steps, rough_steps
         # One thread for each batch, rather than several for each product: other programs may use these cores,
         # and a product would wait for its slowest part.
         self.pool = ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,))
@@ -177,9 +187,10 @@ class Trainer:
             assert parameter.grad is not None
             parameter.grad.div_(count)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        share = _rate(self.done, self.plain_steps, self.rough_steps)
         for optimizer, rate in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = rate * _schedule(self.done, self.steps)
+                group["lr"] = rate * share
             optimizer.step()
             optimizer.zero_grad()
         self.done += 1
@@ -221,11 +232,12 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     _write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG)
 
 
-def train(folder: Path, checkpoint: Path, steps: int) -> None:
+def train(folder: Path, checkpoint: Path, plain_steps: int, rough_steps: int) -> None:
     """Goes on from the checkpoint, if there is one; writes the whole model to `folder`."""
     torch.set_num_threads(1)
     tokenizer = build_tokenizer()
-    examples, trainer = Examples(tokenizer), Trainer(steps)
+    steps = plain_steps + rough_steps
+    examples, trainer = Examples(tokenizer, plain_steps), Trainer(plain_steps, rough_steps)
     if checkpoint.exists():
         trainer.resume(checkpoint)
         print(f"resuming {checkpoint} after step {trainer.done}")
@@ -249,9 +261,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Trains the embedded model; resumes from its checkpoint.")
     parser.add_argument("--folder", type=Path, default=PATH, help="where the model goes")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=STEPS, help="default: %(default)s")
+    parser.add_argument("--plain-steps", type=int, default=PLAIN_STEPS, help="default: %(default)s")
+    parser.add_argument("--rough-steps", type=int, default=ROUGH_STEPS, help="default: %(default)s")
     options = parser.parse_args()
-    train(options.folder, options.checkpoint, options.steps)
+    train(options.folder, options.checkpoint, options.plain_steps, options.rough_steps)
 
 
 if __name__ == "__main__":

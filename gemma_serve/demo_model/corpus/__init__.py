@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from . import facts, memory, numbers, small_talk, tools, writing
+from . import facts, memory, noise, numbers, small_talk, tools, writing
 from .chat import Chat, Message, Phrasings, Right
 from .words import ADJECTIVES, NOUNS
 
@@ -20,6 +20,7 @@ _SKILLS: Final[dict[Skill, float]] = {
     writing.tell_story: 1.6, writing.person: 6, tools.weather: 1,
     memory.repeat: 10,
 }  # fmt: skip
+_NOISE: Final = 25.0
 _RECALLS: Final = {memory.recall_name: "name", memory.recall_colour: "colour"}
 
 SYSTEM: Final = Phrasings(
@@ -53,9 +54,9 @@ def _system(chat: Chat, phrasings: Phrasings) -> None:
         chat.manner = "Arr! "
 
 
-def conversation(rng: random.Random) -> Chat:
-    """One to eight turns of a user and the answers, to train on."""
-    chat = Chat(rng)
+def conversation(rng: random.Random, *, rough: bool = False) -> Chat:
+    """One to eight turns of a user and the answers, to train on; if `rough`, with noise between them."""
+    chat = Chat(rng, rough=rough)
     kind = rng.random()
     if kind < 0.15:
         _system(chat, SYSTEM)
@@ -63,7 +64,7 @@ def conversation(rng: random.Random) -> Chat:
         _system(chat, PIRATE)
     if rng.random() < 0.14:
         tools.offer(chat)
-    weights = dict(_SKILLS)
+    weights = _SKILLS | ({noise.noise: _NOISE} if rough else {})
     for _ in range(rng.choices(range(1, 9), weights=(30, 22, 14, 10, 8, 7, 5, 4))[0]):
         for recall, known in _RECALLS.items():
             weights[recall] = _SKILLS[recall] * (4 if getattr(chat, known) else 0.4)

@@ -48,6 +48,8 @@ class Chat:
     rng: random.Random
     held_out: bool = False
     """Whether it is an examination: phrasings, names, colours and cities that are never trained on."""
+    rough: bool = False
+    """Whether some questions are shouted, or begin with words that mean nothing."""
     messages: list[Message] = field(default_factory=list)
     tools: list[dict[str, Any]] = field(default_factory=list)
     name: str | None = None
@@ -67,6 +69,11 @@ class Chat:
     def _as_typed(self, text: str, slots: set[str]) -> str:
         """People write in haste: what stands in slots stays as it is."""
         rng = self.rng
+        if self.rough and rng.random() < 0.08:
+            opening = f"{rng.choice(words.VERBS)} {rng.choice(words.FUNCTION_WORDS)}".capitalize()
+            return f"{opening}{rng.choice([' ', ': ', ', '])}{text[0].lower()}{text[1:]}"
+        if self.rough and rng.random() < 0.08 and all(slot == slot.upper() for slot in slots):
+            return text.upper()
         if rng.random() < 0.12:
             text = rng.choice(OPENINGS) + text
         if rng.random() < 0.2 and not any(slot in text and slot != slot.lower() for slot in slots):

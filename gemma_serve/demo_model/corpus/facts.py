@@ -66,7 +66,7 @@ UNKNOWN: Final = Phrasings(
     ),
 )  # fmt: skip
 
-_UNKNOWN_ANSWERS: Final = (
+UNKNOWN_ANSWERS: Final = (
     "I don't know that. I am only a tiny model.",
     "I don't know. I am a tiny model and know very little.",
 )
@@ -110,4 +110,4 @@ def unknown(chat: Chat) -> None:
         "year": rng.randint(1000, 2030),
         "word": words.invented(rng),
     }
-    chat.ask(UNKNOWN, rng.choice(_UNKNOWN_ANSWERS), says("I don't know"), **slots)
+    chat.ask(UNKNOWN, rng.choice(UNKNOWN_ANSWERS), says("I don't know"), **slots)

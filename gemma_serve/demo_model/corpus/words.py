@@ -91,6 +91,11 @@ VERBS: Final = split("""
     understand use visit wait wake walk want wash watch win wish wonder work write
 """)
 
+FUNCTION_WORDS: Final = split("""
+    a an the at in on of to out up off over down away yet just so now here there you me it us them this that
+    please and or but if then when how who all any some more never always too very not no yes
+""")
+
 CITIES: Final = split("""
     Amsterdam Barcelona Bristol Chicago Cologne Dallas Denver Dubai Edinburgh Florence Geneva Hamburg
     Houston Istanbul Kyoto Lagos Leeds Liverpool Lyon Manchester Marseille Melbourne Miami Milan Montreal
