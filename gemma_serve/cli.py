@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import signal
 import sys
 from typing import Any, NoReturn
@@ -10,8 +11,12 @@ from typing import Any, NoReturn
 import yaml
 
 from . import __version__, cli_chat, cli_keys, cli_plan
+from .engine import vllm_import
 from .errors import StartupError
 from .settings import Settings, fields, load_with_sources, masked, source_of, variable_name
+
+if multiprocessing.current_process().name != "MainProcess":
+    vllm_import.begin()  # one of vLLM's, which imports the program that started it before anything else
 
 _EPILOG = """\
 A setting comes from the first of: these options, environment variables, .env, the --config file, the default.

@@ -12,12 +12,19 @@ import openai
 import pytest
 
 from gemma_serve.engine.families import BY_MODEL_TYPE, family_of, precision
+from gemma_serve.engine.shape import read_shape
 
 from .conftest import ServerProcess, start_server
+from .test_plan import check_blocks
 from .tiny_models import make_model
 
 pytestmark = pytest.mark.slow
 
+FAMILIES = ["gemma", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text"]
+LENGTH, CACHE_BYTES = 1024, 100_000_000
+BATCH = ("--set", f"engine.max_num_batched_tokens={LENGTH}")
+# xgrammar 0.2 mixes up the special tokens of several grammars.
+GUIDED = ("--set", 'engine.structured_outputs_config={"backend": "guidance"}')
 WEATHER: Any = {
     "type": "function",
     "function": {
@@ -31,21 +38,38 @@ def start_family(model_type: str, folder: Path, *arguments: str, **options: Any)
     """A server with a tiny model of the type, asked for float16."""
     make_model(model_type, folder / model_type)
     return start_server(
-        *("--model", str(folder / model_type), "--max-length", "1024", "--set", "engine.enforce_eager=true"),
-        *("--set", "performance.precision=float16", "--set", "engine.kv_cache_memory_bytes=100000000"),
+        *("--model", str(folder / model_type), "--max-length", str(LENGTH)),
+        *("--set", "engine.enforce_eager=true", "--set", f"engine.kv_cache_memory_bytes={CACHE_BYTES}"),
+        *("--set", "performance.precision=float16"),
         *arguments,
         **options,
     )
 
 
-@pytest.fixture(scope="module", params=["gemma", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text"])
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the models, each below it by its type."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def started(folder: Path) -> Iterator[dict[str, ServerProcess]]:
+    """By type: what was started ahead."""
+    servers: dict[str, ServerProcess] = {}
+    yield servers
+    for server in servers.values():
+        server.end()
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def family_server(
-    request: Any, tmp_path_factory: pytest.TempPathFactory
+    request: Any, folder: Path, started: dict[str, ServerProcess]
 ) -> Iterator[tuple[str, ServerProcess]]:
-    # xgrammar 0.2 mixes up the special tokens of several grammars.
-    guided = ("--set", 'engine.structured_outputs_config={"backend": "guidance"}')
-    arguments = guided if request.param == "gemma4_text" else ()
-    server = start_family(request.param, tmp_path_factory.mktemp("models"), *arguments)
+    place = FAMILIES.index(request.param)
+    for name in FAMILIES[place : place + 2]:  # the next one too: a start keeps but one core busy
+        if name not in started:
+            started[name] = start_family(name, folder, *BATCH, *(GUIDED if name == "gemma4_text" else ()))
+    server = started.pop(request.param)
     try:
         server.wait_for(f"{request.param}: ready")
         yield request.param, server
@@ -188,6 +212,14 @@ def test_chat_template_kwargs(family_server: tuple[str, ServerProcess]) -> None:
             assert ("<|think|>" in answer.json()["prompt_text"]) is (kwargs["enable_thinking"] is True)
         else:
             assert answer.json()["error"]["param"] == "chat_template_kwargs"
+
+
+def test_the_cache_has_the_blocks_that_are_predicted(
+    family_server: tuple[str, ServerProcess], folder: Path
+) -> None:
+    """By `gemma-server plan`, of which `test_plan.py` shows the rest."""
+    name, server = family_server
+    check_blocks(server, read_shape(str(folder / name)), CACHE_BYTES, LENGTH)
 
 
 def test_function_gemma(live: ServerProcess) -> None:

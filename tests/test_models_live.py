@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import pytest_asyncio
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -22,10 +23,13 @@ from safetensors.torch import save_file
 from .conftest import ServerProcess, start_server
 from .tiny_models import SIZE, make_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
 
 TOKENS = 40
 LOAD_SECONDS = 240
+ADAPTERS = {"enable_lora": True, "max_lora_rank": 8}
+
+Models = tuple[ServerProcess, httpx.AsyncClient]
 
 
 @asynccontextmanager
@@ -35,7 +39,7 @@ async def two_models(
     *,
     drain_seconds: float = 60,
     listed: dict[str, dict[str, Any]] | None = None,
-) -> AsyncIterator[tuple[ServerProcess, httpx.AsyncClient]]:
+) -> AsyncIterator[Models]:
     """A server that runs a tiny Gemma 3 called `one` and may run a tiny Gemma 2 called `two`."""
     arguments = {"enforce_eager": True, "kv_cache_memory_bytes": 100_000_000} | (engine or {})
     one = await asyncio.to_thread(make_model, "gemma3_text", folder / "one")
@@ -48,7 +52,8 @@ async def two_models(
         "loading": {"wait_seconds": LOAD_SECONDS, "drain_seconds": drain_seconds, "warm_up_requests": 2},
     }
     config.write_text(yaml.safe_dump(settings))
-    server = await asyncio.to_thread(start_server, "--config", str(config))
+    offline = {"HF_HUB_OFFLINE": "1"}  # what is missing is not looked for
+    server = await asyncio.to_thread(start_server, "--config", str(config), environ=offline)
     try:
         await asyncio.to_thread(server.wait_for, r"one: ready")
         limits = httpx.Limits(max_connections=None)
@@ -56,6 +61,32 @@ async def two_models(
             yield server, client
     finally:
         assert await asyncio.to_thread(server.end) == 0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Models]:
+    """One server for most tests here: a start takes longer than what they do with it."""
+    folder = tmp_path_factory.mktemp("models")
+    (empty := folder / "empty").mkdir()
+    weightless = make_model("gemma2", folder / "weightless")
+    (weightless / "model.safetensors").unlink()
+    eager = {"enforce_eager": True}
+    listed: dict[str, dict[str, Any]] = {
+        "empty": {"name": str(empty)},
+        "missing": {"name": "no-such-organisation/no-such-model"},
+        "weightless": {"name": str(weightless), "max_length": 1024, "engine": eager},
+        "huge": {"name": str(folder / "2"), "engine": eager | {"kv_cache_memory_bytes": 1 << 50}},
+    }
+    async with two_models(folder, ADAPTERS, listed=listed) as models:
+        yield models
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def models(shared: Models) -> Models:
+    """It runs `one`, whatever another test has left."""
+    answer = await change(shared[1], "one")
+    assert answer.status_code == 200, answer.text
+    return shared
 
 
 async def change(client: httpx.AsyncClient, model: str, what: str = "load") -> httpx.Response:
@@ -131,100 +162,110 @@ def memory(server: ServerProcess) -> int:
     return sum(process.memory_full_info().pss for process in processes)
 
 
-async def swap_under_load(folder: Path, times: int, say: Callable[[str], None]) -> None:
+async def swap_under_load(models: Models, times: int, say: Callable[[str], None]) -> None:
     """`times` to the other model and back, with 16 clients that never pause."""
-    async with two_models(folder) as (server, client):
-        clients = Clients(client)
-        wanted = text_of(await ask(client))
-        async with clients.at_work(16):
-            for number in range(2 * times):
-                before = below(server)
-                assert before
-                started = time.monotonic()
-                model = ("two", "one")[number % 2]
-                answer = await change(client, model)
-                assert answer.status_code == 200, answer.text
-                assert answer.json()["state"] == "ready"
-                say(f"{model} after {time.monotonic() - started:.1f} s")
-                assert not any(process.is_running() for process in before)
-                assert len(below(server)) == len(before)
-                seen = clients.answered.get(model, 0)
-                async with asyncio.timeout(60):
-                    while clients.answered.get(model, 0) < seen + 32:
-                        await asyncio.sleep(0.05)
-                if number == 1:
-                    first = memory(server)  # once both have been there
-        last = memory(server)
-        say(f"{clients.answered}; {first / 1e6:.0f} MB after the first round, {last / 1e6:.0f} MB now")
-        assert not clients.lost, clients.lost[:3]
-        assert clients.answered.keys() == {"one", "two"}
-        assert last <= first * 1.05
+    server, client = models
+    clients = Clients(client)
+    wanted = text_of(await ask(client))
+    async with clients.at_work(16):
+        for number in range(2 * times):
+            before = below(server)
+            assert before
+            started = time.monotonic()
+            model = ("two", "one")[number % 2]
+            answer = await change(client, model)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["state"] == "ready"
+            say(f"{model} after {time.monotonic() - started:.1f} s")
+            assert not any(process.is_running() for process in before)
+            assert len(below(server)) == len(before)
+            seen = clients.answered.get(model, 0)
+            async with asyncio.timeout(60):
+                while clients.answered.get(model, 0) < seen + 32:
+                    await asyncio.sleep(0.05)
+            if number == 1:
+                first = memory(server)  # once both have been there
+    last = memory(server)
+    say(f"{clients.answered}; {first / 1e6:.0f} MB after the first round, {last / 1e6:.0f} MB now")
+    assert not clients.lost, clients.lost[:3]
+    assert clients.answered.keys() == {"one", "two"}
+    assert last <= first * 1.05
+    assert text_of(await ask(client)) == wanted
+
+
+async def test_swaps_under_load_lose_nothing_and_leave_nothing(models: Models) -> None:
+    await swap_under_load(models, 2, print)
+
+
+async def test_what_cannot_be_loaded_leaves_the_old_model_at_work(models: Models) -> None:
+    server, client = models
+    wanted = text_of(await ask(client))
+    engine = below(server)
+    for model, told in (("empty", "no config.json"), ("missing", "neither as a local folder nor")):
+        answer = await change(client, model)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (500, "model_load_failed")
+        assert told in error["message"] and "\n" not in error["message"]
+        assert below(server) == engine  # it has not even been interrupted
+    for model, told in (("weightless", "model weights"), ("huge", "does not fit into")):
+        answer = await change(client, model)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (500, "model_load_failed")
+        assert told in error["message"], error
+        assert told in (await client.get(f"/v1/models/{model}")).json()["error"]
+        assert (await client.get("/health/ready")).status_code == 200
         assert text_of(await ask(client)) == wanted
 
 
-async def test_swaps_under_load_lose_nothing_and_leave_nothing(tmp_path: Path) -> None:
-    await swap_under_load(tmp_path, 2, print)
+async def test_a_new_engine_that_is_killed_while_it_loads_brings_the_old_one_back(models: Models) -> None:
+    server, client = models
+    wanted = text_of(await ask(client))
+    before = below(server)
+    swap = asyncio.create_task(change(client, "two"))
+    async with asyncio.timeout(120):
+        while not (fresh := [one for one in below(server) if one not in before]):
+            await asyncio.sleep(0.05)
+    for process in fresh:
+        process.kill()
+    answer = await swap
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_load_failed")
+    assert text_of(await ask(client)) == wanted
 
 
-async def test_what_cannot_be_loaded_leaves_the_old_model_at_work(tmp_path: Path) -> None:
-    (empty := tmp_path / "empty").mkdir()
-    weightless = make_model("gemma2", tmp_path / "weightless")
-    (weightless / "model.safetensors").unlink()
-    listed: dict[str, dict[str, Any]] = {
-        "empty": {"name": str(empty)},
-        "missing": {"name": "no-such-organisation/no-such-model"},
-        "weightless": {"name": str(weightless), "max_length": 1024, "engine": {"enforce_eager": True}},
-        "huge": {
-            "name": str(tmp_path / "2"),
-            "engine": {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 50},
-        },
-    }
-    async with two_models(tmp_path, listed=listed) as (server, client):
-        wanted = text_of(await ask(client))
-        engine = below(server)
-        for model, told in (("empty", "no config.json"), ("missing", "neither as a local folder nor")):
-            answer = await change(client, model)
-            error = answer.json()["error"]
-            assert (answer.status_code, error["code"]) == (500, "model_load_failed")
-            assert told in error["message"] and "\n" not in error["message"]
-            assert below(server) == engine  # it has not even been interrupted
-        for model, told in (("weightless", "model weights"), ("huge", "does not fit into")):
-            answer = await change(client, model)
-            error = answer.json()["error"]
-            assert (answer.status_code, error["code"]) == (500, "model_load_failed")
-            assert told in error["message"], error
-            assert told in (await client.get(f"/v1/models/{model}")).json()["error"]
-            assert (await client.get("/health/ready")).status_code == 200
-            assert text_of(await ask(client)) == wanted
+async def test_unload_frees_everything_and_an_adapter_comes_back_with_its_model(
+    models: Models, tmp_path: Path
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter")
+    server, client = models
+    plain = text_of(await ask(client))
+    body = {"name": "changed", "path": str(adapter)}
+    answer = await client.post("/v1/models/one/adapters", json=body)
+    assert answer.status_code == 200, answer.text
+    changed = await ask(client, model="changed")
+    assert changed["model"] == "changed" and text_of(changed) != plain
+    assert text_of(await ask(client, model="one")) == plain
+    nothing = {"name": "nothing", "path": str(tmp_path)}
+    assert (await client.post("/v1/models/one/adapters", json=nothing)).status_code == 400
+
+    assert (await change(client, "one", "unload")).status_code == 200
+    assert below(server) == []
+    assert (await client.get("/health/ready")).json()["status"] == "unloaded"
+    assert (await client.get("/health/live")).status_code == 200
+    assert (await change(client, "one")).status_code == 200
+
+    assert text_of(await ask(client, model="changed")) == text_of(changed)
+    assert (await client.delete("/v1/models/one/adapters/changed")).status_code == 204
+    assert (await client.get("/v1/models/changed")).status_code == 404
+    assert text_of(await ask(client)) == plain
 
 
-async def test_a_new_engine_that_is_killed_while_it_loads_brings_the_old_one_back(tmp_path: Path) -> None:
-    async with two_models(tmp_path) as (server, client):
-        wanted = text_of(await ask(client))
-        before = below(server)
-        swap = asyncio.create_task(change(client, "two"))
-        async with asyncio.timeout(120):
-            while not (fresh := [one for one in below(server) if one not in before]):
-                await asyncio.sleep(0.05)
-        for process in fresh:
-            process.kill()
-        answer = await swap
-        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_load_failed")
-        assert text_of(await ask(client)) == wanted
-
-
-async def test_unload_frees_everything_and_sleep_needs_a_gpu(tmp_path: Path) -> None:
-    async with two_models(tmp_path) as (server, client):
-        answer = await change(client, "one", "sleep")
-        assert (answer.status_code, answer.json()["error"]["code"]) == (501, "not_implemented")
-        assert (await change(client, "one", "unload")).status_code == 200
-        assert below(server) == []
-        assert (await client.get("/health/ready")).json()["status"] == "unloaded"
-        assert (await client.get("/health/live")).status_code == 200
-        assert (await change(client, "two")).status_code == 200
-        assert (await ask(client))["model"] == "two"
-        row = (await client.get("/v1/models/two")).json()
-        assert (row["modalities"], row["max_model_len"]) == (["text"], 1024)
+async def test_sleep_needs_a_gpu(models: Models) -> None:
+    _, client = models
+    answer = await change(client, "one", "sleep")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (501, "not_implemented")
+    assert (await ask(client))["model"] == "one"
+    row = (await client.get("/v1/models/one")).json()
+    assert (row["modalities"], row["max_model_len"]) == (["text"], 1024)
 
 
 async def test_who_outlasts_the_drain_is_told_and_the_server_ends_in_the_midst_of_a_load(
@@ -255,26 +296,6 @@ async def test_who_outlasts_the_drain_is_told_and_the_server_ends_in_the_midst_o
         async with asyncio.timeout(120):
             while not below(server):
                 await asyncio.sleep(0.05)
-
-
-async def test_an_adapter_at_run_time(tmp_path: Path) -> None:
-    adapter = make_adapter(tmp_path / "adapter")
-    async with two_models(tmp_path, {"enable_lora": True, "max_lora_rank": 8}) as (_, client):
-        plain = text_of(await ask(client))
-        body = {"name": "changed", "path": str(adapter)}
-        answer = await client.post("/v1/models/one/adapters", json=body)
-        assert answer.status_code == 200, answer.text
-        changed = await ask(client, model="changed")
-        assert changed["model"] == "changed" and text_of(changed) != plain
-        assert text_of(await ask(client, model="one")) == plain
-        nothing = {"name": "nothing", "path": str(tmp_path)}
-        assert (await client.post("/v1/models/one/adapters", json=nothing)).status_code == 400
-        assert (await change(client, "two")).status_code == 200
-        assert (await change(client, "one")).status_code == 200
-        assert text_of(await ask(client, model="changed")) == text_of(changed)  # it came back with its model
-        assert (await client.delete("/v1/models/one/adapters/changed")).status_code == 204
-        assert (await client.get("/v1/models/changed")).status_code == 404
-        assert text_of(await ask(client)) == plain
 
 
 def make_adapter(folder: Path) -> Path:

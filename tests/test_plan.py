@@ -1,11 +1,13 @@
-"""`gemma-server plan`: its arithmetic against vLLM's own code, transformers' models and the real engine."""
+"""`gemma-server plan`: its arithmetic against vLLM's own code and transformers' models.
+
+The real engine's blocks are those of `test_families.py`.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,13 +19,13 @@ from vllm.v1.core import kv_cache_utils
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
+from gemma_serve.cli import main
 from gemma_serve.engine.published import PUBLISHED, published, text_only
-from gemma_serve.engine.shape import Layer, read_shape
+from gemma_serve.engine.shape import Layer, Shape, read_shape
 from gemma_serve.plan import GIB, GPU, GPUS, KVCache, Options, divides, plan, plans, weight_bytes
 
-from .conftest import ServerProcess, start_server
+from .conftest import ServerProcess
 from .test_cli import run
-from .tiny_models import make_model
 
 PARAMETERS = {
     "gemma-2b": 2_506_172_416,
@@ -145,51 +147,34 @@ def test_fewer_bytes_in_the_cache_are_more_chats() -> None:
     assert plan(shape, GPU(16 * GIB, 1e12), 1, Options()).chats(1) == 0
 
 
-# What vLLM's metric says of a real start on the CPU, whose blocks have 128 tokens.
-def measured(server: ServerProcess) -> tuple[int, int]:
-    """(blocks, tokens that vLLM says they hold)."""
+def check_blocks(server: ServerProcess, shape: Shape, memory: int, length: int) -> None:
+    """What vLLM's metric says of a real start, on the CPU, whose blocks have 128 tokens.
+
+    `memory` are the cache's bytes, `length` is that of the context, of which one step takes a whole one.
+    """
     metrics = httpx.get(f"{server.url}/metrics", timeout=30).text
     (line,) = [line for line in metrics.splitlines() if line.startswith("vllm:cache_config_info{")]
     labels = dict(item.split("=", 1) for item in line[line.index("{") + 1 : line.rindex("}")].split('",'))
-    return (
-        int(labels["num_gpu_blocks"].strip('"')),
-        int(labels["kv_cache_size_tokens"].strip('"')),
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text"])
-def test_the_real_engine_has_the_blocks_that_are_predicted(kind: str, tmp_path: Path) -> None:
-    folder = make_model(kind, tmp_path / kind)
-    shape = read_shape(str(folder))
-    memory, length = 50_000_000, 512
-    given = {
-        "model.name": str(folder),
-        "model.max_length": length,
-        "engine.enforce_eager": "true",
-        "engine.max_num_batched_tokens": length,
-        "engine.kv_cache_memory_bytes": memory,
-    }
-    server = start_server(*[f"--set={name}={value}" for name, value in given.items()])
-    try:
-        server.wait_for(rf"{kind}: ready")
-        blocks, tokens = measured(server)
-    finally:
-        server.end()
+    blocks, tokens = (int(labels[name].strip('"')) for name in ("num_gpu_blocks", "kv_cache_size_tokens"))
     cache = KVCache.of(shape.layers, 1, shape.activation_bytes, block_size=128)
     assert cache.blocks(memory) == blocks
     assert int(cache.concurrency(memory, length, in_flight=length) * length) == tokens
 
 
-def test_the_command_recommends_what_it_computed() -> None:
+def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """`gemma-server plan` in this process, which has torch and transformers: code, output, errors."""
+    code = main(["plan", *arguments])
+    return code, *capsys.readouterr()
+
+
+def test_the_command_recommends_what_it_computed(capsys: pytest.CaptureFixture[str]) -> None:
     result = run("plan", "--model", "google/gemma-3-27b-it", "--gpu", "H100", "--users", "60")
     assert result.returncode == 0, result.stderr
     assert "27.4 billion parameters" in result.stdout
     assert "2 GPUs are needed" in result.stdout
     assert "--set engine.tensor_parallel_size=2" in result.stdout
-    report = run("plan", "--model", "gemma-3-27b", "--gpu", "H100", "--users", "60", "--json")
-    content = json.loads(report.stdout)
+    _, report, _ = command(capsys, "--model", "gemma-3-27b", "--gpu", "H100", "--users", "60", "--json")
+    content = json.loads(report)
     assert content["tensor_parallel_size"] == 2
     assert [row["chats"] >= 60 for row in content["plans"]] == [False, True, True, True]
 
@@ -198,20 +183,21 @@ def test_the_command_recommends_what_it_computed() -> None:
     ("arguments", "sentence"),
     [
         (["--model", "gemma-3-1b", "--gpu", "H1000"], "one of A10G"),
-        (["--model", "no/such-model", "--gpu", "L4"], "no/such-model"),
+        (["--model", "/no/such-model", "--gpu", "L4"], "/no/such-model"),
         (["--model", "gemma-3-1b", "--gpu", "L4", "--context", "99999"], "was made for 32768 tokens"),
         (["--model", "gemma-3-1b", "--gpu", "L4", "--users", "0"], "at least 1"),
     ],
 )
-def test_a_mistake_ends_with_a_sentence(arguments: list[str], sentence: str) -> None:
-    result = run("plan", *arguments, environ={"HF_HUB_OFFLINE": "1"})
-    assert result.returncode == 1
-    assert sentence in result.stderr
-    assert "Traceback" not in result.stderr
+def test_a_mistake_ends_with_a_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    code, _, errors = command(capsys, *arguments)
+    assert code == 1
+    assert errors.startswith("gemma-server: ") and sentence in errors
 
 
-def test_what_does_not_fit_is_said() -> None:
-    result = run("plan", "--model", "gemma-3-27b", "--gpu", "8", "--users", "100")
-    assert result.returncode == 1
-    assert "none left" in result.stdout
-    assert "do not fit" in result.stdout
+def test_what_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    code, output, _ = command(capsys, "--model", "gemma-3-27b", "--gpu", "8", "--users", "100")
+    assert code == 1
+    assert "none left" in output
+    assert "do not fit" in output

@@ -5,6 +5,9 @@ from __future__ import annotations
 import abc
 import dataclasses
 import inspect
+import os
+import subprocess
+import sys
 from typing import Any
 
 import prometheus_client
@@ -211,3 +214,15 @@ def test_models_can_be_changed() -> None:
     assert list(inspect.signature(parse_model_prompt).parameters) == ["model_config", "prompt"]
     assert list(inspect.signature(BaseRenderer.render_cmpl).parameters)[1] == "prompts"
     assert not CpuPlatform().is_sleep_mode_available()
+
+
+def test_vllm_is_imported_without_the_compiler_where_there_is_none() -> None:
+    """`vllm_import.py` counts on vLLM's doing without what it imports only to patch it."""
+    code = (
+        "import gc, sys; from gemma_serve.engine import vllm_import; before = gc.get_threshold(); "
+        "vllm_import.begin(); vllm_import.end(); assert gc.get_threshold() == before; "
+        "assert 'vllm' in sys.modules; sys.exit('torch._inductor.lowering' in sys.modules)"
+    )
+    environ = os.environ | {"TORCHDYNAMO_DISABLE": "1"}
+    run = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

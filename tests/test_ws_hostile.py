@@ -20,6 +20,9 @@ from .test_rate_limit import find_limiter
 
 pytestmark = pytest.mark.usefixtures("no_errors")
 
+GONE: dict[str, Any] = {"close_timeout": 0.1}
+"""Of a client that reads nothing, and so never reads that the connection is closed."""
+
 
 WRONG: dict[str, tuple[str | bytes, str | None, str | None]] = {
     "binary": (b"\x00\x01", "binary_frame", None),
@@ -109,7 +112,7 @@ async def test_a_reader_that_stops_ends_its_answer() -> None:
     engine = FakeEngine(("x" * 50_000,) * 10_000)
     app = app_of(engine, security={"max_in_flight": 5})
     limits = ServerSettings(write_timeout_seconds=0.3)
-    async with serving(app, limits=limits) as url, chatting(url, max_queue=1) as chat:
+    async with serving(app, limits=limits) as url, chatting(url, max_queue=1, **GONE) as chat:
         await chat.send("chat", message="Hi", stream=True)
         await until(lambda: len(engine.streams) == 1)
         await until(lambda: engine.streams[0].closed, 30)
@@ -158,7 +161,7 @@ async def test_a_message_of_endless_fragments_closes() -> None:
 
 
 async def test_pings_of_a_client_that_reads_nothing_fill_no_memory() -> None:
-    async with serving(app_of()) as url, chatting(url) as chat:
+    async with serving(app_of()) as url, chatting(url, **GONE) as chat:
         chat.socket.transport.pause_reading()
         ping = b"\x89\xfd" + MASK + b"x" * 125
         for _ in range(100):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .. import logs
 from ..errors import EngineDied, NotImplementedHere, ServeError, StartupError
 from ..settings import Settings
-from . import environment
+from . import environment, vllm_import
 from .base import (
     EngineReport,
     EngineState,
@@ -129,12 +129,15 @@ class VLLMEngine:
             # vLLM leaves its sockets behind; `stop` does not
             os.environ["VLLM_RPC_BASE_PATH"] = self._sockets
             self._variables.add("VLLM_RPC_BASE_PATH")
+        vllm_import.begin()
         try:
             from .vllm_engine import EngineBuilder
         except ImportError as error:
             raise StartupError(
                 f"vLLM cannot be imported ({error}): run `make setup`, which installs it for this machine"
             ) from error
+        finally:
+            vllm_import.end()
         logs.adopt("torch")
         self._builder = EngineBuilder(self._settings, self._phase)
         self._spawning = True

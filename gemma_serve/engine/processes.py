@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from .. import logs
+from . import vllm_import
 
 # What Python's multiprocessing, torch, NCCL and vLLM make there; an operator may keep other things in it.
 _SHARED_MEMORY = re.compile(r"/dev/shm/(?:psm_|sem\.mp-|torch_|nccl-|vllm)[^\s/]*")
@@ -78,7 +79,8 @@ def _shared_memory(pid: int) -> set[Path]:
 
 
 def enter() -> logging.Handler:
-    """The first of our code in each of vLLM's processes: `logging.json`, which they all read, names it."""
+    """Called in each of vLLM's processes, once it is imported: `logging.json`, which they read, names it."""
+    vllm_import.end()
     _end_with_parent()
     return logs.engine_handler()
 
