@@ -18,8 +18,8 @@ from collections.abc import Callable
 from .clients import Client
 from .errors import Overloaded
 from .settings import QueueSettings
+from .token_usage import BYTES_PER_TOKEN
 
-_BYTES_PER_TOKEN = 4  # of English text; an estimate is enough for a limit
 _COST_OF_A_REQUEST = 256  # in tokens, besides its prompt's
 _RATE_SAMPLES = 64
 _MOST_GONE = 64  # in the heap
@@ -57,6 +57,12 @@ class Admission:
         self.rejections: Counter[str] = Counter()
         """How many were refused since the start, by the limit that they met."""
 
+    def beside(self, places: int) -> Admission:
+        """Another queue with the same limits, before something that does `places` at once."""
+        other = Admission(self._settings, lambda: places)
+        other.rejections = self.rejections
+        return other
+
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
@@ -82,7 +88,7 @@ class Admission:
             return
         if self._waiting_requests >= limits.max_requests:
             raise self._refusal("queue_requests", f"{self._waiting_requests} requests wait already")
-        tokens = body_bytes // _BYTES_PER_TOKEN if self._waiting_requests else 0
+        tokens = body_bytes // BYTES_PER_TOKEN if self._waiting_requests else 0
         if self._waiting_tokens + tokens > limits.max_tokens:
             raise self._refusal(
                 "queue_tokens", f"requests of about {self._waiting_tokens} tokens wait already"
@@ -92,7 +98,7 @@ class Admission:
         """Wait for a place in the engine; `leave` it however the work ends. Raises `Overloaded`."""
         if self._waiting_requests or not self._has_room():
             self.require_room(body_bytes)
-            await self._wait(body_bytes // _BYTES_PER_TOKEN, answers, client or _ANYBODY)
+            await self._wait(body_bytes // BYTES_PER_TOKEN, answers, client or _ANYBODY)
         else:
             self._running += answers
         return Slot(self, answers)

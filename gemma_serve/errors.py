@@ -215,6 +215,8 @@ class EngineDied(Unavailable):
 
 def field_path(location: tuple[int | str, ...]) -> str:
     """Where in the request's body pydantic found a fault, as OpenAI writes it: `messages[0].content`."""
+    if len(location) > 1 and str(location[0])[:1].isupper():
+        location = location[1:]  # the class, where the body may be of several
     path = ""
     for part in location:
         if isinstance(part, int):

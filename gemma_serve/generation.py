@@ -21,7 +21,8 @@ from .rate_limit import abandon, reserve_tokens
 from .token_usage import estimate_tokens, note_answer, note_event, prompt_count
 from .tracing import phase
 
-_WITHOUT_ENGINE = {"tokenize", "detokenize", "count_tokens"}
+_WITHOUT_ENGINE = {"tokenize", "detokenize", "count_tokens", "count"}
+_TOKENIZED_AT_ONCE = 4  # vLLM's tokenizer has one thread: the others wait, each client in its turn
 
 
 class Generator:
@@ -31,6 +32,7 @@ class Generator:
         self._engine = engine
         self._models = models
         self._admission = admission
+        self._tokenizing = admission.beside(_TOKENIZED_AT_ONCE)
         self._metrics = metrics
 
     def require_room(self, body_bytes: int) -> None:
@@ -78,13 +80,7 @@ class Generator:
     async def relay(self, kind: RelayKind, body: dict[str, Any], size: int) -> dict[str, Any] | RelayedEvents:
         """What vLLM's own handler of another API answers, whole or as server-sent events."""
         if kind in _WITHOUT_ENGINE:
-            await self._models.enter(body["model"])
-            try:
-                answer = await self._engine.relay(kind, body)
-            finally:
-                self._models.leave()
-            assert isinstance(answer, dict)
-            return answer
+            return await self._tokenize(kind, body, size)
         answers = prompt_count(body, "input") if kind == "embeddings" else 1
         work = await self._enter(body, size, body["model"], answers)
         try:
@@ -103,9 +99,22 @@ class Generator:
         work.leave()
         return answer
 
+    async def _tokenize(self, kind: RelayKind, body: dict[str, Any], size: int) -> dict[str, Any]:
+        await self._models.enter(body["model"], size)
+        try:
+            slot = await self._tokenizing.enter(size, 1, current_client.get())
+            try:
+                answer = await self._engine.relay(kind, body)
+            finally:
+                slot.leave()
+        finally:
+            self._models.leave()
+        assert isinstance(answer, dict)
+        return answer
+
     async def _enter(self, body: dict[str, Any], size: int, model: str, answers: int = 1) -> Work:
         started = time.perf_counter()
-        await self._models.enter(model)
+        await self._models.enter(model, size)
         try:
             await reserve_tokens(lambda: estimate_tokens(body))
             client = current_client.get()

@@ -253,14 +253,19 @@ class ModelChanges:
                     await self._idle.wait()
 
     async def _load_adapters(self, model: str) -> None:
-        """Those that it had when it ran before."""
-        for adapter in [one for one in self._names.adapters.values() if one.model == model]:
+        """Those that it had when it ran before. Who has just asked for another loads that."""
+        adapters = [one for one in self._names.adapters.values() if one.model == model and not one.loading]
+        for adapter in adapters:
+            adapter.loading = True
+        for adapter in adapters:
             try:
                 adapter.loaded = await self._switch.load_adapter(adapter.name, adapter.path)
                 self.errors.pop(adapter.name, None)
             except ServeError as error:
                 self.errors[adapter.name] = error.message
                 logger.error("The adapter %s of %s could not be loaded again: %s", adapter.name, model, error)
+            finally:
+                adapter.loading = False
 
 
 def _spans_nodes(settings: Settings | None) -> bool:

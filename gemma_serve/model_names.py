@@ -22,6 +22,8 @@ class Adapter:
     """Seconds since 1970."""
     loaded: LoadedModel | None = None
     """None while its model does not run."""
+    loading: bool = False
+    """Nobody may take it away now: the engine would keep it."""
 
 
 class ModelNames:
@@ -43,9 +45,10 @@ class ModelNames:
         """
         served = name if name in self.adapters else self._names.get(name)
         if served is None:
-            known = ", ".join(map(repr, (*self.configured, *self.adapters)))
+            known = ", ".join(repr(one) for one in (*self.configured, *self.adapters) if self.allowed(one))
             raise ModelNotFound(
-                f"The model {name!r:.100} does not exist; this server has {known}.", param="model"
+                f"The model {name!r:.100} does not exist; this server has {known or 'none for this key'}.",
+                param="model",
             )
         if not self.allowed(served):
             raise PermissionDenied(

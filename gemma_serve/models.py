@@ -16,6 +16,7 @@ from .errors import Conflict, EngineNotReady, ModelNotFound, Overloaded
 from .model_changes import LOADING_SECONDS, ModelChanges
 from .model_names import Adapter, ModelNames
 from .settings import Settings
+from .token_usage import BYTES_PER_TOKEN
 
 
 class Models:
@@ -26,10 +27,10 @@ class Models:
         self.changes = ModelChanges(settings.loading, names, switch)
         self.changes.on_end = self.moved
         self._loading = settings.loading
-        self._most_waiting = settings.queue.max_requests
+        self._limits = settings.queue
         self._switch = switch
         self._created = int(time.time())
-        self._waiting = 0
+        self._waiting = self._waiting_tokens = 0
         self._moved = asyncio.Event()
 
     @property
@@ -117,13 +118,13 @@ class Models:
         if not away and not (status.state is EngineState.LOADING and self._loading.wait_seconds):
             status.require_serving()
 
-    async def enter(self, served: str) -> None:
+    async def enter(self, served: str, body_bytes: int = 0) -> None:
         """Wait until the model takes requests; `leave` when this one has ended.
 
         Raises `ModelNotLoaded`, `EngineNotReady`, `Overloaded`.
         """
         if not self.changes.serves(served):
-            await self._wait_for(served)
+            await self._wait_for(served, body_bytes // BYTES_PER_TOKEN)
         self.changes.enter()
 
     def leave(self) -> None:
@@ -134,14 +135,16 @@ class Models:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
-    async def _wait_for(self, served: str) -> None:
-        if self._waiting >= self._most_waiting:
+    async def _wait_for(self, served: str, tokens: int) -> None:
+        limits = self._limits
+        if self._waiting >= limits.max_requests or self._waiting_tokens + tokens > limits.max_tokens:
             raise Overloaded(
                 f"{self._waiting} requests wait for a model already.", retry_after=LOADING_SECONDS
             )
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._loading.wait_seconds
         self._waiting += 1
+        self._waiting_tokens += tokens
         try:
             while not self.changes.serves(served):
                 self._fetch(served)
@@ -153,6 +156,7 @@ class Models:
                         await self._moved.wait()
         finally:
             self._waiting -= 1
+            self._waiting_tokens -= tokens
 
     def _fetch(self, served: str) -> None:
         """See to it that it gets loaded. Raises where it will not be."""
@@ -163,7 +167,7 @@ class Models:
         if change is not None:
             if change.model != model and not autoload:
                 raise self.changes.not_loaded(model)
-        elif self._switch.model == model and status.state is EngineState.LOADING:
+        elif status.state is EngineState.LOADING and (autoload or self._switch.model == model):
             return  # the server has only just started
         elif (
             not autoload or self.changes.error(served) or self.changes.load(model) is None
@@ -185,7 +189,7 @@ class Models:
         model = self._names.find_model(model)
         if self._names.taken(name):
             raise Conflict(f"The name {name!r:.100} is taken.", param="name")
-        adapter = Adapter(name, path, model, int(time.time()))
+        adapter = Adapter(name, path, model, int(time.time()), loading=True)
         self._names.adapters[name] = adapter  # the name is taken from now on
         try:
             await self.enter(model)
@@ -196,14 +200,24 @@ class Models:
         except BaseException:
             del self._names.adapters[name]
             raise
+        finally:
+            adapter.loading = False
         return self._row(name)
 
     async def unload_adapter(self, model: str, name: str) -> None:
-        """Requests that use it finish. Raises `ModelNotFound`."""
+        """Requests that use it finish. Raises `ModelNotFound`, `Conflict`."""
         adapter = self._names.adapters.get(name)
         if adapter is None or adapter.model != self._names.find_model(model):
             raise ModelNotFound(f"The model {model!r:.100} has no adapter {name!r:.100}.", param="name")
+        if adapter.loading:
+            raise Conflict(
+                f"The adapter {name!r:.100} is being loaded: wait until that is done.", param="name"
+            )
         del self._names.adapters[name]
         self.changes.errors.pop(name, None)
         if adapter.loaded is not None:
-            await self._switch.unload_adapter(name)
+            self.changes.enter()
+            try:
+                await self._switch.unload_adapter(name)
+            finally:
+                self.changes.leave()

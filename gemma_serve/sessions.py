@@ -26,18 +26,42 @@ _OVERHEAD = 256  # bytes of a session besides its history
 _MOST_CLIENTS = 10_000  # whose sessions are counted in memory
 _UNLIMITED = 2**53
 
-# Write version ARGV[1] unless somebody else has written it, or a later one, meanwhile. KEYS[2] has the
-# sessions of the client by their last use: when they are more than ARGV[5], the first of them go.
+# Write version ARGV[1] unless somebody else has written it, or a later one, meanwhile. KEYS[2] has those of
+# the client by their last use, KEYS[3] everybody's, KEYS[4] their sizes, the sum under no name: when the
+# client has more than ARGV[5], or all together are larger than ARGV[6], the first of them go. A Redis that is
+# full may evict any of these keys: sizes without their sessions are forgotten.
 _WRITE = """
 if tonumber(redis.call('HGET', KEYS[1], 'version') or 0) >= tonumber(ARGV[1]) then return 0 end
-redis.call('HSET', KEYS[1], 'version', ARGV[1], 'data', ARGV[2])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
-redis.call('ZADD', KEYS[2], ARGV[4], KEYS[1])
-redis.call('EXPIRE', KEYS[2], ARGV[3])
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[4] - ARGV[3])
-while redis.call('ZCARD', KEYS[2]) > tonumber(ARGV[5]) do
-    redis.call('DEL', redis.call('ZPOPMIN', KEYS[2])[1])
+local ttl, now = tonumber(ARGV[3]), tonumber(ARGV[4])
+local function resize(key, size)
+    local before = tonumber(redis.call('HGET', KEYS[4], key) or 0)
+    redis.call('HSET', KEYS[4], key, size)
+    redis.call('HINCRBY', KEYS[4], '', size - before)
 end
+local function drop(key)
+    redis.call('DEL', key)
+    redis.call('ZREM', KEYS[3], key)
+    resize(key, 0)
+    redis.call('HDEL', KEYS[4], key)
+end
+redis.call('HSET', KEYS[1], 'version', ARGV[1], 'data', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ttl)
+redis.call('ZADD', KEYS[2], ARGV[4], KEYS[1])
+redis.call('EXPIRE', KEYS[2], ttl)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ttl)
+if redis.call('ZCARD', KEYS[3]) == 0 then redis.call('DEL', KEYS[4]) end
+redis.call('ZADD', KEYS[3], ARGV[4], KEYS[1])
+resize(KEYS[1], tonumber(ARGV[7]))
+local ended = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now - ttl, 'LIMIT', 0, 1000)
+for _, key in ipairs(ended) do drop(key) end
+while redis.call('ZCARD', KEYS[2]) > tonumber(ARGV[5]) do
+    drop(redis.call('ZPOPMIN', KEYS[2])[1])
+end
+while tonumber(redis.call('HGET', KEYS[4], '')) > tonumber(ARGV[6]) and redis.call('ZCARD', KEYS[3]) > 1 do
+    drop(redis.call('ZRANGE', KEYS[3], 0, 0)[1])
+end
+redis.call('EXPIRE', KEYS[3], ttl)
+redis.call('EXPIRE', KEYS[4], ttl)
 return 1
 """
 
@@ -77,6 +101,10 @@ class _Stored(NamedTuple):
     version: int
     data: bytes
 
+    def size(self) -> int:
+        """Of all of it, in bytes."""
+        return len(self.data) + _OVERHEAD
+
 
 class Sessions:
     """One read or write a message, however many connections wait: connections hold an id only.
@@ -89,12 +117,15 @@ class Sessions:
         self._ttl = settings.session_ttl_seconds
         self._most_messages, self._most_bytes = settings.max_history_messages, settings.max_history_bytes
         self._memory: TTLCache[str, _Stored] = TTLCache(
-            settings.max_sessions_bytes, self._ttl, getsizeof=lambda stored: len(stored.data) + _OVERHEAD
+            settings.max_sessions_bytes, self._ttl, getsizeof=_Stored.size
         )
+        self._most_in_all = settings.max_sessions_bytes
         self._most_per_client = settings.max_sessions_per_client or _UNLIMITED
         # The ids of each client's, the one used last at the end.
         self._of_client: TTLCache[str, dict[str, None]] = TTLCache(_MOST_CLIENTS, self._ttl)
         self._storage = storage
+        start = f"{storage.prefix}:all_sessions" if storage else ""
+        self._all, self._sizes = f"{start}:used", f"{start}:sizes"
         self._write = storage.redis.register_script(_WRITE) if storage else None
 
     @staticmethod
@@ -178,15 +209,18 @@ class Sessions:
             pipe.expire(key, self._ttl)
             pipe.zadd(self._index(), {key: time.time()}, xx=True)
             pipe.expire(self._index(), self._ttl)
+            pipe.zadd(self._all, {key: time.time()}, xx=True)
+            pipe.expire(self._all, self._ttl)
+            pipe.expire(self._sizes, self._ttl)
             (version, data), *_ = await pipe.execute()
         return None if version is None else _Stored(int(version), data)
 
     async def _put(self, session_id: str, stored: _Stored) -> bool:
         """Whether nobody else was faster."""
         if self._storage is not None and (write := self._write) is not None:
-            keys = [self._key(session_id), self._index()]
-            most = self._most_per_client
-            arguments: list[Any] = [stored.version, stored.data, self._ttl, time.time(), most]
+            keys = [self._key(session_id), self._index(), self._all, self._sizes]
+            limits = [self._most_per_client, self._most_in_all, stored.size()]
+            arguments: list[Any] = [stored.version, stored.data, self._ttl, time.time(), *limits]
             try:
                 if not await self._storage.call(lambda: write(keys, arguments)):
                     self._memory.pop(session_id, None)

@@ -39,6 +39,7 @@ class SharedStorage:
 
         self.fail_open = settings.fail_open
         self.prefix = settings.prefix
+        self.timeout = settings.timeout_seconds
         self.pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
             settings.url,
             max_connections=_MAX_CONNECTIONS,
@@ -48,7 +49,6 @@ class SharedStorage:
             retry=Retry(NoBackoff(), 1),  # for a connection that Redis has closed meanwhile
         )
         self.redis: Redis = Redis(connection_pool=self.pool)
-        self._timeout = settings.timeout_seconds
         self._errors = (RedisError, OSError, TimeoutError)
         self._paused_until = self._silent_until = 0.0
         self.away = False
@@ -72,7 +72,7 @@ class SharedStorage:
         return result
 
     async def _bounded(self, work: Callable[[], Awaitable[T]]) -> T:
-        async with asyncio.timeout(self._timeout):
+        async with asyncio.timeout(self.timeout):
             return await work()
 
     def _note(self, error: BaseException) -> None:

@@ -8,7 +8,8 @@ import orjson
 
 from .logs import RequestRecord
 
-_BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN = 4
+"""Of English text; an estimate is enough for a limit."""
 _PER_MESSAGE = 5  # what a chat template puts around one
 _PER_IMAGE = 256  # Gemma 3's
 _ANSWER = 256  # where the request does not say how long it may be
@@ -50,7 +51,7 @@ def _tokens(value: Any) -> int:
             stack += item
         elif item is not None:
             count += 1  # a token's id
-    return count + -(-length // _BYTES_PER_TOKEN)
+    return count + -(-length // BYTES_PER_TOKEN)
 
 
 def note_answer(answer: dict[str, Any], record: RequestRecord) -> None:

@@ -66,6 +66,9 @@ class FakeEngine:
         usage: dict[str, int] | None = None,
     ) -> None:
         self.adapters: dict[str, str] = {}
+        self.adapters_load = asyncio.Event()
+        """Clear it to have them wait."""
+        self.adapters_load.set()
         self.asleep = 0
         """The level of its sleep."""
         self.can_sleep = True
@@ -100,6 +103,7 @@ class FakeEngine:
 
     def abandon(self, error: ServeError) -> None:
         self.abandoned = error
+        self.status.set(EngineState.UNLOADED)
         self.go_on.set()
 
     def require_sleep(self) -> None:
@@ -111,10 +115,15 @@ class FakeEngine:
 
     async def wake(self) -> None:
         self.asleep = 0
+        self.abandoned = None
+        self.status.set(EngineState.READY)
 
     async def load_adapter(self, name: str, path: str) -> LoadedModel:
         if path == "missing":
             raise InvalidRequest("there is no such adapter", param="path")
+        await self.adapters_load.wait()
+        if name in self.adapters:
+            raise InvalidRequest(f"{name} is loaded already", param="name")
         self.adapters[name] = path
         return LoadedModel(f"{self.model.identity} {path}")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gemma_serve.admission import Admission, Slot
-from gemma_serve.clients import Client
+from gemma_serve.clients import Client, current_client
 from gemma_serve.engine.base import RelayKind
 from gemma_serve.engine.switch import EngineSwitch
 from gemma_serve.errors import Overloaded
@@ -144,6 +144,39 @@ async def test_each_text_to_embed_has_a_place(kind: RelayKind, given: Any, place
     body = {"model": "gemma-demo", "input": given}
     await Generator(engine, models, admission, Metrics()).relay(kind, body, 9)
     assert admission.running == 0
+
+
+async def test_one_clients_long_texts_do_not_keep_anothers_from_the_tokenizer() -> None:
+    begun: list[str] = []
+    go_on = asyncio.Semaphore(0)
+
+    class Engine(FakeEngine):
+        async def relay(
+            self, kind: RelayKind, body: dict[str, Any]
+        ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
+            begun.append(body["prompt"])
+            await go_on.acquire()
+            return {}
+
+    engine = Engine()
+    settings = Settings(model={"name": "gemma-demo"})
+    models = Models(settings, EngineSwitch(settings, lambda _: engine))
+    await engine.start()
+    generator = Generator(engine, models, queue(), Metrics())
+
+    async def tokenize(name: str) -> None:
+        current_client.set(Client(f"key:{name}"))
+        await generator.relay("tokenize", {"model": "gemma-demo", "prompt": name}, 100_000)
+
+    tasks = [asyncio.create_task(tokenize("flood")) for _ in range(40)]
+    await asyncio.sleep(0)
+    tasks.append(asyncio.create_task(tokenize("other")))
+    await asyncio.sleep(0)
+    assert 0 < len(begun) < 10
+    for _ in tasks:
+        go_on.release()
+    await asyncio.gather(*tasks)
+    assert len(begun) == 41 and begun.index("other") < 10
 
 
 @pytest.mark.parametrize("seed", range(20))

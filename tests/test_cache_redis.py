@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -123,3 +126,48 @@ async def test_who_waits_goes_on_when_who_began_leaves_while_redis_is_asked(tmp_
             finally:
                 os.kill(pid, signal.SIGCONT)
             assert said((await asked[1]).text) == "Hello world" and len(engine.requests) == 1
+
+
+@asynccontextmanager
+async def slow_line(path: Path, url: str, bytes_per_second: int) -> AsyncIterator[str]:
+    """A socket at `path` to the Redis of `url`, which carries so much in each direction."""
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(bytes_per_second // 50):
+                writer.write(data)
+                await writer.drain()
+                await asyncio.sleep(len(data) / bytes_per_second)
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs, to_them = await asyncio.open_unix_connection(url.removeprefix("unix://"))
+        await asyncio.gather(carry(reader, to_them), carry(theirs, writer))
+
+    async with await asyncio.start_unix_server(accept, path):
+        yield f"unix://{path}"
+
+
+async def test_an_answer_too_large_for_the_line_does_not_make_redis_pass_for_away(
+    tmp_path: Path, redis_server: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines = [FakeEngine(("x" * 8_000_000,)) for _ in range(2)]
+    async with slow_line(tmp_path / "line", redis_server, 4_000_000) as line:
+        given = settings(line)
+        hasty = given.storage.model_copy(update={"timeout_seconds": 1.0})
+        near = given.storage.model_copy(update={"url": redis_server})  # which keeps it
+        one, two = (
+            create_app(given.model_copy(update={"storage": storage}), engine)
+            for storage, engine in zip((hasty, near), engines, strict=True)
+        )
+        async with serving(one) as far, serving(two) as at_hand, httpx.AsyncClient(timeout=30) as http:
+
+            async def ask(url: str, **more: Any) -> str:
+                answer = await http.post(url + CHAT, json=ASK | more)
+                await until(lambda: not one.state.cache.flights and not two.state.cache.flights)
+                return answer.headers["x-cache"]
+
+            assert [await ask(url) for url in (far, at_hand, far, at_hand)] == ["miss", "miss", "miss", "hit"]
+            engines[0].words = ("Hello",)
+            assert [await ask(far, max_tokens=7) for _ in range(2)] == ["miss", "hit"]
+    assert "cannot be used" not in caplog.text

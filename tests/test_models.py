@@ -17,11 +17,14 @@ from typing import Any
 import httpx
 import pytest
 
+from gemma_serve.api_keys import digest_of
 from gemma_serve.app import create_app
-from gemma_serve.engine.base import EngineState, GenerationRequest, LoadedModel, Usage
+from gemma_serve.engine.base import EngineState, GenerationRequest, LoadedModel, RelayKind, Usage
 from gemma_serve.errors import StartupError
+from gemma_serve.key_file import KeyEntry, write_keys
 from gemma_serve.settings import Settings, SettingsError
 
+from .chat_client import chatting
 from .conftest import serving, until
 from .fake_engine import FakeEngine
 from .test_api_keys import KEY, bearer, file  # noqa: F401  # a fixture
@@ -110,7 +113,7 @@ async def state(client: httpx.AsyncClient, model: str, wanted: str) -> dict[str,
     async with asyncio.timeout(10):
         while True:
             row = (await client.get(f"/v1/models/{model}")).json()
-            if row["state"] == wanted:
+            if row.get("state") == wanted:
                 return dict(row)
             await asyncio.sleep(0.005)
 
@@ -417,6 +420,115 @@ async def test_adapters() -> None:
         assert shelf.running.adapters == {}
         assert (await client.delete(f"{path}/polite")).status_code == 404
         assert error_of(await ask(client, "polite"))[:2] == (404, "model_not_found")
+
+
+async def test_an_adapter_is_not_taken_away_while_it_is_loaded() -> None:
+    async with serving_models() as (client, shelf):
+        path = "/v1/models/gemma-demo/adapters"
+        shelf.running.adapters_load.clear()
+        asked = asyncio.create_task(client.post(path, json={"name": "polite", "path": "/polite"}))
+        await state(client, "polite", "unloaded")
+        assert (await client.delete(f"{path}/polite")).status_code == 409
+        shelf.running.adapters_load.set()
+        assert (await asked).status_code == 200
+
+        await client.post(path, json={"name": "rude", "path": "/rude"})
+        await change(client, "small", "load")
+        shelf.prepare("gemma-demo", lambda engine: engine.adapters_load.clear())
+        await client.post("/v1/models/gemma-demo/load")
+        await until(lambda: shelf.made[-1].settings.model.id == "gemma-demo" and shelf.made[-1].status.ready)
+        for name in ("polite", "rude"):  # the second waits for the first
+            assert (await client.delete(f"{path}/{name}")).status_code == 409
+        shelf.running.adapters_load.set()
+        await state(client, "rude", "ready")
+        assert (await client.delete(f"{path}/polite")).status_code == 204
+        assert shelf.running.adapters == {"rude": "/rude"}
+
+
+async def test_an_adapter_of_a_model_that_loads_is_loaded_once() -> None:
+    async with serving_models(loading={"wait_seconds": 20}) as (client, shelf):
+        ready = asyncio.Event()
+        shelf.prepare("small", lambda engine: setattr(engine, "loads", ready))
+        await client.post("/v1/models/small/load")
+        await state(client, "small", "loading")
+        body = {"name": "polite", "path": "/polite"}
+        asked = asyncio.create_task(client.post("/v1/models/small/adapters", json=body))
+        await state(client, "polite", "unloaded")
+        ready.set()
+        answer = await asked
+        assert (answer.status_code, answer.json()["state"]) == (200, "ready"), answer.text
+        assert shelf.running.adapters == {"polite": "/polite"}
+        await state(client, "small", "ready")
+        assert said(await ask(client, "polite")) == "I am small"
+
+
+async def test_a_model_that_slept_through_what_it_had_to_abandon_wakes() -> None:
+    async with serving_models(loading={"drain_seconds": 0.1}) as (client, shelf):
+        shelf.running.hang_at = 0
+        running = asyncio.create_task(ask(client))
+        await until(lambda: shelf.running.hanging == 1)
+        assert (await change(client, "gemma-demo", "sleep")).json()["state"] == "sleeping"
+        assert error_of(await running)[:2] == (503, "model_not_loaded")
+        shelf.running.hang_at = None
+        assert (await change(client, "gemma-demo", "wake")).json()["state"] == "ready"
+        assert said(await ask(client)) == "I am gemma-demo"
+
+
+async def test_autoload_while_the_first_model_still_loads() -> None:
+    settings = Settings(
+        model={"name": "gemma-demo"}, models=LISTED, loading={"autoload": True, "wait_seconds": 20}
+    )
+    shelf, ready = Shelf(), asyncio.Event()
+    shelf.prepare("gemma-demo", lambda engine: setattr(engine, "loads", ready))
+    app = create_app(settings, make_engine=shelf.make)
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+        asked = asyncio.create_task(ask(client, "small"))
+        hasty = await client.post("/v1/models/small/load")  # what an operator asks for is refused
+        assert hasty.status_code == 409
+        ready.set()
+        assert said(await asked) == "I am small"
+
+
+async def test_who_waits_is_bounded_in_bytes() -> None:
+    sections = {"loading": {"wait_seconds": 0.3}, "queue": {"max_tokens": 500}}
+    async with serving_models(**sections) as (client, shelf):
+        shelf.prepare("small", lambda engine: setattr(engine, "loads", asyncio.Event()))
+        await client.post("/v1/models/small/load")
+        await state(client, "small", "loading")
+        answers = await asyncio.gather(*(ask(client, "small", user="x" * 1200) for _ in range(3)))
+        codes = sorted(str(error_of(answer)[1]) for answer in answers)
+        assert codes == ["engine_loading", *["engine_overloaded"] * 2]
+
+
+async def test_a_key_is_told_of_its_own_models_only(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    write_keys(keys, [KeyEntry(name="few", sha256=digest_of(KEY).hex(), models=("small",))])
+    async with serving_models(security={"api_keys_file": keys}) as (client, _):
+        body = {"model": "none", "messages": [{"role": "user", "content": "Hi"}]}
+        answer = await client.post(CHAT, json=body, headers=bearer(KEY))
+        message = error_of(answer)[2]
+        assert answer.status_code == 404 and "'small'" in message and "gemma-demo" not in message
+
+
+async def test_a_chat_is_cut_to_the_context_of_the_model_that_it_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def relay(engine: Engine, kind: RelayKind, body: dict[str, Any]) -> dict[str, Any]:
+        return {"count": sum(len(message["content"]) for message in body["messages"])}
+
+    monkeypatch.setattr(Engine, "relay", relay)
+    history = [{"role": role, "content": "x" * 100} for role in ("user", "assistant") * 5]
+    async with (
+        serving_models(loading={"autoload": True, "wait_seconds": 20}) as (client, _),
+        chatting(str(client.base_url).rstrip("/")) as chat,
+    ):
+        for model, replies in (
+            ("gemma-demo", ["token", "message"]),
+            ("small", ["trimmed", "token", "message"]),
+        ):
+            await chat.ask("load", messages=history)
+            await chat.send("chat", message="Hi", model=model)  # of 4096 tokens, and of 512
+            assert [reply["type"] for reply in await chat.replies()] == replies
 
 
 async def test_only_admins_change_models(file: Path) -> None:  # noqa: F811

@@ -490,7 +490,7 @@ async def test_slots_of_a_killed_server_come_back(redis_server: str, monkeypatch
     lease = await killed.admit(who)
     with pytest.raises(RateLimited):
         await other.admit(who)
-    await killed._quotas.renew([(who, lease.slot)])
+    await killed._quotas.renew(who, lease.slot, lease.day, {})
 
     async with asyncio.timeout(20):
         while True:
@@ -500,6 +500,47 @@ async def test_slots_of_a_killed_server_come_back(redis_server: str, monkeypatch
             except RateLimited:
                 await asyncio.sleep(0.05)
     await taken.settle(None, None)
+    await storage.aclose()
+
+
+async def test_tokens_of_the_day_that_redis_gave_in_vain_come_back(
+    redis_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_quotas, "LEASE_SECONDS", 1)
+    config, who = settings(redis_server), client(tokens_per_day=1000)
+    storage = SharedStorage(config.storage)
+    limiter = RateLimiter(config, storage)
+    reserve = limiter._quotas.reserve
+
+    async def unheard(*args: Any) -> Any:
+        await reserve(*args)
+        raise StorageAway("its answer was lost")
+
+    held = await limiter.admit(who)
+    await held.reserve(100)
+    monkeypatch.setattr(limiter._quotas, "reserve", unheard)
+    lost = await limiter.admit(who)
+    await lost.reserve(600)  # passes: Redis is away
+    await lost.settle(None, None)
+    monkeypatch.setattr(limiter._quotas, "reserve", reserve)
+    after = await limiter.admit(who)
+    with pytest.raises(RateLimited, match="per day"):
+        await after.reserve(500)
+    async with asyncio.timeout(20):
+        while True:
+            await limiter._renew()
+            try:
+                await after.reserve(900)
+                break
+            except RateLimited:
+                await asyncio.sleep(0.05)
+    with pytest.raises(RateLimited, match="per day"):
+        await after.reserve(1)  # what is in use is still held
+    await held.settle(40, 10)
+    await after.settle(900, 0)
+    last = await limiter.admit(who)
+    await last.reserve(50)
+    await last.settle(None, None)
     await storage.aclose()
 
 

@@ -10,7 +10,8 @@ import httpx
 import openai
 import pytest
 
-from .conftest import ServerProcess
+from .conftest import ALICE, ServerProcess
+from .test_api_keys import bearer
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 
@@ -83,6 +84,32 @@ def test_tokenize_and_back(http: httpx.Client) -> None:
     chat = http.post("/tokenize", json={"messages": HELLO}).json()
     answer = http.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 1}).json()
     assert chat["count"] == answer["usage"]["prompt_tokens"]
+
+
+def test_what_is_too_long_for_the_model_is_not_tokenized(http: httpx.Client) -> None:
+    for path, body in (
+        ("/tokenize", {"prompt": "fox " * 9000}),
+        ("/tokenize", {"prompt": "fox " * 1_000_000, "return_token_strs": True}),
+        ("/tokenize", {"messages": [{"role": "user", "content": "fox " * 9000}]}),
+        ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "fox " * 9000}]}),
+        ("/detokenize", {"tokens": [5] * 4097}),
+    ):
+        answer = http.post(path, json={"model": "gemma-demo"} | body)
+        error = answer.json()["error"]
+        assert answer.status_code == 400 and "maximum context length" in error["message"], answer.text
+        assert "code" not in error or error["code"] == "context_length_exceeded"
+    assert len(http.post("/detokenize", json={"tokens": [5] * 4096}).json()["prompt"]) > 0
+
+
+def test_tokenizing_counts_as_a_request(http: httpx.Client) -> None:
+    """The limit is alice's, of two a minute."""
+    answers = [
+        http.post(path, json=body, headers=bearer(ALICE))
+        for _ in range(3)
+        for path, body in (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [5]}))
+    ]
+    assert answers[-1].status_code == 429
+    assert answers[-1].json()["error"]["code"] == "rate_limit_exceeded"
 
 
 @pytest.mark.parametrize(

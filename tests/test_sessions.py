@@ -95,15 +95,43 @@ async def test_too_large_a_history_is_refused(storage: dict[str, Any], stack: As
     assert await sessions.find(name, "") is None
 
 
-async def test_memory_is_bounded_and_the_least_used_go_first() -> None:
-    sessions = Sessions(ChatSettings(max_sessions_bytes=1_000_000, max_history_bytes=100_000))
+async def test_memory_is_bounded_and_the_least_used_go_first(
+    storage: dict[str, Any], stack: AsyncExitStack
+) -> None:
+    limits = {"max_sessions_bytes": 1_000_000, "max_history_bytes": 100_000}
+    sessions = open_sessions(storage, stack, **limits)
     names = [sessions.new_id() for _ in range(100)]
-    for name in names:
+    for number, name in enumerate(names):
+        current_client.set(Client(f"ip:192.0.2.{number}"))  # no client has many
         await sessions.edit(name, "", messages=[{"role": "user", "content": "x" * 20_000}])
         assert await sessions.find(names[0], "") is not None
+    if storage["url"]:
+        sessions = open_sessions(storage, stack, **limits)  # one that has none in its memory
     kept = [name for name in names if await sessions.find(name, "") is not None]
     assert 40 < len(kept) < 50
     assert kept == [names[0], *names[-len(kept) + 1 :]]
+
+
+@pytest.mark.parametrize("lost", ["used", "sizes"])
+async def test_sessions_outlive_what_a_full_redis_evicts(
+    redis_server: str, stack: AsyncExitStack, lost: str
+) -> None:
+    storage = {"url": redis_server, "prefix": f"test-{uuid.uuid4().hex[:8]}", "timeout_seconds": 10}
+    sessions = open_sessions(storage, stack, max_sessions_bytes=1_000_000, max_history_bytes=100_000)
+
+    async def write(count: int) -> list[str]:
+        names = [sessions.new_id() for _ in range(count)]
+        for name in names:
+            await sessions.edit(name, "", messages=[{"role": "user", "content": "x" * 20_000}])
+        return names
+
+    await write(60)
+    assert await sessions._redis.delete(f"{storage['prefix']}:all_sessions:{lost}")
+    names = await write(60)
+    kept = [name for name in names if await sessions._fetch(name) is not None]
+    assert 40 < len(kept) < 50 and kept == names[-len(kept) :]
+    sizes = await sessions._redis.hgetall(f"{storage['prefix']}:all_sessions:sizes")
+    assert int(sizes.pop(b"")) == sum(map(int, sizes.values())) <= 1_000_000
 
 
 async def test_a_client_keeps_so_many_and_those_used_last(

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import httpx
 import pytest
 import websockets
 from starlette.types import Message
@@ -20,6 +21,7 @@ from gemma_serve.engine.base import Delta
 from .chat_client import HELLO, app_of, chatting, closed, ws
 from .conftest import serving, start_fake
 from .fake_engine import FakeEngine
+from .test_metrics import scrape, value
 
 pytestmark = pytest.mark.usefixtures("no_errors")
 
@@ -194,6 +196,9 @@ async def test_an_answer_has_a_deadline() -> None:
         error = (await chat.ask("chat", message="Hi"))["data"]
         assert (error["code"], error["status"]) == ("deadline_exceeded", 504)
         assert engine.streams[0].closed
+        async with httpx.AsyncClient(base_url=url) as http:
+            samples = await scrape(http)
+    assert value(samples, "model_inference_total", model="gemma-demo", outcome="timeout") == 1
 
 
 # --- the server's end

@@ -29,7 +29,7 @@ from ..chat_protocol import (
 )
 from ..clients import Client, current_client
 from ..connections import Connections, Reason
-from ..errors import Conflict, DeadlineExceeded, ServeError, ShuttingDown
+from ..errors import Conflict, ServeError, ShuttingDown
 from ..generation import Generator
 from ..logs import RequestRecord, current_request
 from ..models import Models
@@ -38,7 +38,7 @@ from ..settings import Settings
 from .ws_answer import Answer
 from .ws_inbox import CHEAP, Faults, WrongMessage, read_message
 from .ws_outbox import ClientLeft, Outbox, Reply
-from .ws_request import MessageRequest, MessageRequests
+from .ws_request import MessageRequest, MessageRequests, deadline
 from .ws_tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -221,19 +221,14 @@ class ChatConnection:
 
     async def _write(self, answer: Answer, message_id: str | None, record: RequestRecord) -> Reply:
         chats, session_id, owner = self._chats, self._out.session_id, _owner()
-        seconds = chats.settings.limits.request_timeout_seconds or None
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with deadline(chats.settings.limits.request_timeout_seconds, record):
                 session = await chats.sessions.find(session_id, owner)
                 forgotten = 0 if session else self._remembered  # expired, or crowded out
                 if dropped := await answer.prepare(session or Session(owner)) + forgotten:
                     left = {"dropped": dropped, "messages": answer.history_messages}
                     await self._out.say("trimmed", message_id, left)
                 await answer.write()
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise DeadlineExceeded(f"The answer was not finished within {seconds:g} s.") from None
         finally:
             self._stoppable = False
             await answer.keep(chats.sessions, session_id, owner)

@@ -12,7 +12,7 @@ from ..errors import InvalidRequest
 from ..generation import Generator
 from ..logs import RequestRecord
 from ..models import Models
-from ..sessions import Session, Sessions
+from ..sessions import Session, Sessions, history_bytes
 from ..settings import Settings
 from .body import validated
 from .generate import generation_request
@@ -76,7 +76,7 @@ class Answer:
         if not bound or len(history) != len(session.messages):
             bound = token_bound(self._system, *(message["content"] for message in history))
         bound += token_bound(self._question)
-        if (context := self._models.context_length()) is not None:
+        if (context := self._models.context_length(self._models.resolve(request.model))) is not None:
             answer = request.max_completion_tokens or request.max_tokens
             answer = answer if isinstance(answer, int) else None
             dropped += await within_context(history, bound, answer, context, self._count)
@@ -143,7 +143,8 @@ class Answer:
 
     async def _count(self) -> int:
         """Tokens of the prompt as it is, by the model's own template and tokenizer."""
-        body = {"model": self._models.resolve(self._request.model), "messages": self._prompt()}
-        answer = await self._generator.relay("tokenize", body, 0)
+        prompt = self._prompt()
+        body = {"model": self._models.resolve(self._request.model), "messages": prompt}
+        answer = await self._generator.relay("count", body, history_bytes(prompt))
         assert isinstance(answer, dict)
         return int(answer["count"])

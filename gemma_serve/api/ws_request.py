@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from ..chat_protocol import POLICY_VIOLATION, SERVER_FAILED
 from ..clients import authenticate_again, current_client
 from ..drain import Drain
-from ..errors import PermissionDenied, ServeError, Unauthenticated
+from ..errors import DeadlineExceeded, PermissionDenied, ServeError, Unauthenticated
 from ..logs import RequestRecord, current_request, log_request
 from ..rate_limit import Lease, RateLimiter, current_lease
 from ..tracing import Tracing, current_trace
@@ -103,3 +103,27 @@ class MessageRequests:
         finally:
             if lease is not None:  # before the client knows, which may send its next message at once
                 await lease.settle(record.prompt_tokens, record.completion_tokens)
+
+
+@contextlib.asynccontextmanager
+async def deadline(seconds: float, record: RequestRecord) -> AsyncIterator[None]:
+    """Raises `DeadlineExceeded` into what takes longer; 0 is no limit."""
+    loop, timer = asyncio.get_running_loop(), None
+    try:
+        async with asyncio.timeout(None) as limit:
+
+            def expire() -> None:
+                record.overdue = True  # before the generation ends, which is counted by it
+                limit.reschedule(loop.time())
+
+            if seconds:
+                timer = loop.call_later(seconds, expire)
+            try:
+                yield
+            finally:
+                if timer is not None:
+                    timer.cancel()
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded(f"The answer was not finished within {seconds:g} s.") from None

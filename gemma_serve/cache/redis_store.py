@@ -25,6 +25,9 @@ from .key import VERSION, CacheKey
 logger = logging.getLogger(__name__)
 
 _CLEAR_BATCH = 500
+_BYTES_PER_SECOND = 2_000_000
+"""Of the slowest line to Redis that is reckoned with: an answer that takes longer than Redis may take would
+make it pass for away, for all that use it."""
 
 _NOW = """
 local t = redis.call('TIME')
@@ -44,7 +47,7 @@ _GET = (
     + """
 local expires = redis.call('ZSCORE', KEYS[3], ARGV[1])
 local value = false
-if expires and tonumber(expires) > now then
+if expires and tonumber(expires) > now and redis.call('HSTRLEN', KEYS[1], ARGV[1]) <= tonumber(ARGV[2]) then
   redis.call('ZADD', KEYS[2], 'XX', now, ARGV[1])
   value = redis.call('HGET', KEYS[1], ARGV[1])
 end
@@ -104,7 +107,9 @@ class RedisStore:
         self._storage = storage
         self._redis: Any = storage.redis  # redis-py annotates its methods for both kinds of client
         self._ttl, self._entries = settings.ttl_seconds, settings.max_entries
-        self._largest = settings.max_bytes
+        self._most = settings.max_bytes
+        self._largest = min(self._most, int(storage.timeout * _BYTES_PER_SECOND))
+        """Of one answer, in bytes."""
         start = f"{storage.prefix}:cache:{VERSION}"
         self._used, self._epoch = f"{start}:used", f"{start}:epoch"
         self._keys = [f"{start}:answers", self._used, f"{start}:expires", f"{start}:bytes", self._epoch]
@@ -115,7 +120,9 @@ class RedisStore:
 
     async def look(self, key: CacheKey) -> tuple[Answer | None, str]:
         try:
-            found, epoch = await self._storage.call(lambda: self._get(self._keys, [_field(key)]))
+            found, epoch = await self._storage.call(
+                lambda: self._get(self._keys, [_field(key), self._largest])
+            )
             return None if found is None else Answer.decode(found), epoch.decode()
         except StorageAway:  # logged there
             return None, ""
@@ -128,7 +135,7 @@ class RedisStore:
         value = answer.encode()
         if len(value) > self._largest:
             return None
-        arguments: list[Any] = [_field(key), value, self._ttl, self._entries, self._largest, epoch]
+        arguments: list[Any] = [_field(key), value, self._ttl, self._entries, self._most, epoch]
         return asyncio.create_task(self._write(arguments))
 
     async def _write(self, arguments: list[Any]) -> None:

@@ -16,6 +16,8 @@ from .supervisor import Supervisor
 from .vllm_errors import mapped_errors, raise_for_error
 from .vllm_names import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 
+_ANSWER_SECONDS = 600  # for vLLM's processes: asked when they have died, they never answer
+
 
 class Adapters:
     """Loads them into vLLM, and forgets them. After a crash the next core reads them when it needs them."""
@@ -42,7 +44,8 @@ class Adapters:
             )
         with mapped_errors():
             request = LoadLoRAAdapterRequest(lora_name=name, lora_path=path)
-            raise_for_error(await self._models.load_lora_adapter(request))
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                raise_for_error(await self._models.load_lora_adapter(request))
         self._known.add((name, path))
         identity = hashlib.sha256("\n".join((model.identity, *parts)).encode()).hexdigest()
         return dataclasses.replace(model, identity=identity)
@@ -53,17 +56,23 @@ class Adapters:
         with mapped_errors():
             raise_for_error(await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name)))
             if adapter is not None:  # vLLM would leave it in the engine
-                await self._supervisor.remove_lora(adapter.lora_int_id)
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await self._supervisor.remove_lora(adapter.lora_int_id)
 
 
 def _describe(path: str) -> list[str]:
-    """What tells it from others. Raises `InvalidRequest` for a folder that holds none."""
+    """What tells it from others. Raises `InvalidRequest` for a folder that holds none, or cannot be read."""
     folder = Path(path)
-    if not folder.is_dir():
-        return [path]
-    if not (folder / "adapter_config.json").is_file():
+    try:
+        if not folder.is_dir():
+            return [path]
+        if not (folder / "adapter_config.json").is_file():
+            raise InvalidRequest(
+                f"The folder {path!r:.200} holds no LoRA adapter: there is no adapter_config.json in it.",
+                param="path",
+            )
+        return [path, *map(str, files(folder))]
+    except OSError as error:
         raise InvalidRequest(
-            f"The folder {path!r:.200} holds no LoRA adapter: there is no adapter_config.json in it.",
-            param="path",
-        )
-    return [path, *map(str, files(folder))]
+            f"The adapter {path!r:.200} cannot be read: {error.strerror}.", param="path"
+        ) from error

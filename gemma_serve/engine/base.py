@@ -153,8 +153,8 @@ class EngineReport:
 
 
 Kind = Literal["chat", "completion"]
-RelayKind = Literal["responses", "messages", "count_tokens", "tokenize", "detokenize", "embeddings"]
-"""APIs that vLLM's own handlers answer."""
+RelayKind = Literal["responses", "messages", "count_tokens", "tokenize", "detokenize", "embeddings", "count"]
+"""APIs that vLLM's own handlers answer; `count` is `tokenize` also of what is too long for the model."""
 
 CacheUse = Literal["use", "refresh", "off"]
 """What a client wants of the response cache; `refresh` is an answer made now, which is kept."""
@@ -311,7 +311,7 @@ class Engine(Protocol):
         ...
 
     def abandon(self, error: ServeError) -> None:
-        """Fail every request that it works on with `error`, and take no others."""
+        """Fail every request that it works on with `error`, and take no others until `wake`."""
         ...
 
     def require_sleep(self) -> None:

@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 _WATCH_SECONDS = 0.5
 _LOADER_SECONDS = 15
-_WARM_UP_SECONDS = 600
+_ANSWER_SECONDS = 600  # for vLLM's processes: asked when they have died, they never answer
 _KILLED_SECONDS = 30
 _SOCKET_NAME, _LONGEST_SOCKET_PATH = 37, 107  # a slash and a UUID; sun_path of unix(7)
 
@@ -103,7 +103,7 @@ class VLLMEngine:
             self._phase("warming up")
             self._core = ReplaceableCore(llm.engine_core, llm.output_processor, self._on_death)
             llm.engine_core = self._core
-            async with asyncio.timeout(_WARM_UP_SECONDS):  # vLLM waits for ever for an engine that has died
+            async with asyncio.timeout(_ANSWER_SECONDS):
                 self._serving = await serve(self._settings, llm, self.status)
             self._footprint = await asyncio.to_thread(Footprint)
             self._loaded = await asyncio.to_thread(self._serving.describe, self._settings)
@@ -255,16 +255,20 @@ class VLLMEngine:
         self.require_sleep()
         assert self._llm is not None
         self._weights_dropped = level > 1
-        await self._llm.sleep(level)
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await self._llm.sleep(level)
 
     async def wake(self) -> None:
         assert self._llm is not None
-        if self._weights_dropped:
-            await self._llm.wake_up(["weights"])
-            await self._llm.collective_rpc("reload_weights")
-            await self._llm.wake_up(["kv_cache"])
-        else:
-            await self._llm.wake_up()
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            if self._weights_dropped:
+                await self._llm.wake_up(["weights"])
+                await self._llm.collective_rpc("reload_weights")
+                await self._llm.wake_up(["kv_cache"])
+            else:
+                await self._llm.wake_up()
+        if self.status.state is EngineState.UNLOADED:  # by `abandon`
+            self.status.set(EngineState.READY)
 
     async def load_adapter(self, name: str, path: str) -> LoadedModel:
         serving = self._ready()

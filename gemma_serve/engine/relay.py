@@ -6,10 +6,12 @@ Their bodies, answers and events stay vLLM's; model names, errors, abort and adm
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import orjson
+from vllm.config import ModelConfig
 from vllm.entrypoints.anthropic.protocol import (
     AnthropicCountTokensRequest,
     AnthropicMessagesRequest,
@@ -21,24 +23,50 @@ from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
-from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
+from vllm.entrypoints.serve.tokenize.protocol import (
+    DetokenizeRequest,
+    TokenizeChatRequest,
+    TokenizeCompletionRequest,
+    TokenizeRequest,
+)
 from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
+from vllm.renderers import TokenizeParams
 from vllm.renderers.online_renderer import OnlineRenderer
 
-from ..errors import InvalidRequest
+from ..errors import ContextLengthExceeded, InvalidRequest
 from .base import Kind, RelayKind
 from .chat_template import TemplateVariables
 from .fail_fast import validator
 from .supervisor import Supervisor
 from .vllm_errors import mapped_errors, raise_for_error
 
+
+class TokenizeText(TokenizeCompletionRequest):  # type: ignore[misc]
+    """As long as the model takes: vLLM's has no limit, which chats and completions have."""
+
+    def build_tok_params(self, model_config: ModelConfig) -> TokenizeParams:
+        return _limited(super().build_tok_params(model_config), model_config)
+
+
+class TokenizeChat(TokenizeChatRequest):  # type: ignore[misc]
+    """Likewise."""
+
+    def build_tok_params(self, model_config: ModelConfig) -> TokenizeParams:
+        return _limited(super().build_tok_params(model_config), model_config)
+
+
+def _limited(params: TokenizeParams, model_config: ModelConfig) -> TokenizeParams:
+    return dataclasses.replace(params, max_total_tokens=model_config.max_model_len)
+
+
 REQUESTS: dict[RelayKind, Any] = {
     "responses": ResponsesRequest,
     "messages": AnthropicMessagesRequest,
     "count_tokens": AnthropicCountTokensRequest,
-    "tokenize": TokenizeRequest,
+    "tokenize": TokenizeText | TokenizeChat,
     "detokenize": DetokenizeRequest,
     "embeddings": EmbeddingCompletionRequest,
+    "count": TokenizeRequest,
 }
 _VALIDATORS = {kind: validator(model) for kind, model in REQUESTS.items()}
 
@@ -50,7 +78,7 @@ def embeds(supervisor: Supervisor) -> bool:
 
 def refuse_what_the_model_cannot(kind: Kind | RelayKind, embeds: bool) -> None:
     """Raise `InvalidRequest` when a model that embeds is asked to write, or the other way round."""
-    if embeds and kind not in ("embeddings", "tokenize", "detokenize"):
+    if embeds and kind not in ("embeddings", "tokenize", "detokenize", "count"):
         raise InvalidRequest(
             "This server runs a model that embeds and does not write: use POST /v1/embeddings.", param="model"
         )
@@ -90,6 +118,7 @@ class Relay:
         **shared: Any,
     ) -> None:
         self._variables = variables
+        self._most = supervisor.model_config.max_model_len
         self._embeds = embeds(supervisor)
         templates = {name: shared[name] for name in ("chat_template", "chat_template_content_format")}
         parsers = {name: shared[name] for name in ("enable_auto_tools", "tool_parser", "reasoning_parser")}
@@ -107,6 +136,7 @@ class Relay:
             "messages": messages.create_messages,
             "count_tokens": messages.count_tokens,
             "tokenize": tokens.create_tokenize,
+            "count": tokens.create_tokenize,
             "detokenize": tokens.create_detokenize,
         }
         if self._embeds:
@@ -119,6 +149,8 @@ class Relay:
     ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
         """The answer, or its server-sent events when the body asks for a stream. Raises `ServeError`."""
         refuse_what_the_model_cannot(kind, self._embeds)
+        if kind == "detokenize":
+            self._refuse_too_many(body.get("tokens"))
         self._variables.check(body.get("chat_template_kwargs"))
         with mapped_errors():
             try:
@@ -137,6 +169,12 @@ class Relay:
             mode="json", by_alias=True, exclude_none=kind != "responses"
         )
         return answer
+
+    def _refuse_too_many(self, tokens: Any) -> None:
+        """Before vLLM looks at each of them, on the event loop."""
+        if isinstance(tokens, list) and len(tokens) > self._most:
+            message = f"This model's maximum context length is {self._most} tokens; these are {len(tokens)}."
+            raise ContextLengthExceeded(message, param="tokens")
 
 
 async def _events(source: AsyncGenerator[Any, None]) -> AsyncGenerator[bytes, None]:

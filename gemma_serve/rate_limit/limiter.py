@@ -127,10 +127,12 @@ class RateLimiter:
 
     async def _take(self, lease: Lease, tokens: int) -> Reservation:
         free = Reservation(None, 0.0, 0.0)
-        result = await self._unless_away(self._quotas.reserve(lease.client, lease.day, tokens), free)
+        name = f"{self.id}-{next(_numbers)}"
+        result = await self._unless_away(self._quotas.reserve(lease.client, lease.day, tokens, name), free)
         if result is not free:
             lease.tokens_left = result.tokens_left
-            lease.reserved += tokens if result.short_of is None else 0
+            if result.short_of is None:
+                lease.reserved[name] = tokens
         return result
 
     async def settle(self, lease: Lease, prompt_tokens: int, completion_tokens: int) -> None:
@@ -169,8 +171,9 @@ class RateLimiter:
         await asyncio.gather(*self._settling)
 
     async def _renew(self) -> None:
-        held = [(lease.client, lease.slot) for lease in self._leases.values() if lease.has_slot]
-        await self._quietly(self._quotas.renew(held))
+        for lease in [lease for lease in self._leases.values() if lease.has_slot or lease.reserved]:
+            slot = lease.slot if lease.has_slot else None
+            await self._quietly(self._quotas.renew(lease.client, slot, lease.day, lease.reserved))
 
     async def _quietly(self, work: Awaitable[None]) -> None:
         with contextlib.suppress(StorageAway):  # logged there
@@ -214,7 +217,8 @@ class Lease:
         self.client = client
         self.slot = f"{limiter.id}-{next(_numbers)}"
         self.day = today()
-        self.reserved = 0
+        self.reserved: dict[str, int] = {}
+        """Tokens by the reservation's name."""
         self.reserving: asyncio.Future[Reservation] | None = None
         self.has_slot = False
         self.prompt_estimate = 0

@@ -7,7 +7,7 @@ not used, or takes what was used beyond. `limits` cannot give back.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple, Protocol
@@ -51,8 +51,11 @@ class Quotas(Protocol):
         """Take a slot of those in flight, if one is free."""
         ...
 
-    async def reserve(self, client: Client, day: int, tokens: int) -> Reservation:
-        """Take tokens of the minute's and that day's, if there are enough of both."""
+    async def reserve(self, client: Client, day: int, tokens: int, name: str) -> Reservation:
+        """Take tokens of the minute's and that day's, if there are enough of both.
+
+        `name` is of this reservation alone.
+        """
         ...
 
     async def settle(
@@ -60,14 +63,17 @@ class Quotas(Protocol):
         client: Client,
         slot: str | None,
         day: int,
-        reserved: int,
+        reserved: Mapping[str, int],
         prompt_tokens: int,
         completion_tokens: int,
     ) -> None:
-        """A request of that day has ended: free its slot, put its tokens right, note its usage."""
+        """A request of that day has ended: free its slot, put its tokens right, note its usage.
+
+        `reserved` are the tokens of its reservations, by their names.
+        """
         ...
 
-    async def renew(self, slots: Iterable[tuple[Client, str]]) -> None:
+    async def renew(self, client: Client, slot: str | None, day: int, reserved: Mapping[str, int]) -> None:
         """These are still in use."""
         ...
 
@@ -97,7 +103,7 @@ class MemoryQuotas:
         account.in_flight += 1
         return Entry(True, account.level)
 
-    async def reserve(self, client: Client, day: int, tokens: int) -> Reservation:
+    async def reserve(self, client: Client, day: int, tokens: int, name: str) -> Reservation:
         account, quotas = self._account(client), client.quotas
         if quotas.tokens_per_minute and account.level < tokens:
             wait = (tokens - account.level) * 60 / quotas.tokens_per_minute
@@ -113,12 +119,12 @@ class MemoryQuotas:
         client: Client,
         slot: str | None,
         day: int,
-        reserved: int,
+        reserved: Mapping[str, int],
         prompt_tokens: int,
         completion_tokens: int,
     ) -> None:
         account = self._account(client)
-        unused = reserved - prompt_tokens - completion_tokens
+        unused = sum(reserved.values()) - prompt_tokens - completion_tokens
         account.in_flight -= slot is not None
         if account.capacity:
             account.level = min(account.capacity, account.level + unused)
@@ -129,7 +135,7 @@ class MemoryQuotas:
         counts[1] += prompt_tokens
         counts[2] += completion_tokens
 
-    async def renew(self, slots: Iterable[tuple[Client, str]]) -> None:
+    async def renew(self, client: Client, slot: str | None, day: int, reserved: Mapping[str, int]) -> None:
         pass  # they end with this process
 
     async def usage(self, days: int) -> list[DayUsage]:

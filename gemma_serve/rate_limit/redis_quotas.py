@@ -1,11 +1,12 @@
 """As `quotas.py`, counted in Redis for all servers together; each step is one script, and so one round trip.
 
-A slot in flight is a lease that its server renews: those of a server that was killed end by themselves.
+A slot in flight is a lease that its server renews, as is a reservation of the day's tokens: those of a server
+that was killed, or never heard of them, end by themselves. A minute's tokens come back in any case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from ..clients import Client
@@ -42,15 +43,30 @@ return {1, left}
 """
 )
 
+# `key` has the reservations of a client's day by their ends: each is a name, a colon and its tokens.
+_RELEASE = """
+local function release(key, day, field, reservation)
+  if redis.call('ZREM', key, reservation) == 1 then
+    redis.call('HINCRBY', day, 'reserved:' .. field, -tonumber(string.match(reservation, '%d+$')))
+  end
+end
+"""
+
 _RESERVE = (
     _LEVEL
+    + _RELEASE
     + """
 local capacity, tokens, daily, field = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local reservation = ARGV[6]
 local left = level(KEYS[1], capacity)
 if capacity > 0 and left < tokens then
   return {'minute', tostring((tokens - left) * 60 / capacity), tostring(left)}
 end
 if daily > 0 then
+  for _, lost in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now)) do
+    release(KEYS[3], KEYS[2], field, lost)
+  end
+  release(KEYS[3], KEYS[2], field, reservation)  -- redis-py may have asked before, and lost the answer
   local used = 0
   for _, part in ipairs({'prompt:', 'completion:', 'reserved:'}) do
     used = used + tonumber(redis.call('HGET', KEYS[2], part .. field) or 0)
@@ -58,6 +74,8 @@ if daily > 0 then
   if used + tokens > daily then return {'day', '0', tostring(left)} end
   redis.call('HINCRBY', KEYS[2], 'reserved:' .. field, tokens)
   redis.call('EXPIRE', KEYS[2], ARGV[5])
+  redis.call('ZADD', KEYS[3], now + tonumber(ARGV[7]), reservation)
+  redis.call('EXPIRE', KEYS[3], ARGV[8])
 end
 if capacity > 0 then keep(KEYS[1], left - tokens) end
 return {'', '0', tostring(left - tokens)}
@@ -66,27 +84,31 @@ return {'', '0', tostring(left - tokens)}
 
 _SETTLE = (
     _LEVEL
+    + _RELEASE
     + """
 local slot, capacity, reserved = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local prompt, completion, field, daily = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
+local prompt, completion, field = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 redis.call('ZREM', KEYS[1], slot)
 if capacity > 0 and reserved ~= prompt + completion then
   keep(KEYS[2], math.min(capacity, level(KEYS[2], capacity) + reserved - prompt - completion))
 end
-if daily > 0 and reserved > 0 then redis.call('HINCRBY', KEYS[3], 'reserved:' .. field, -reserved) end
+for i = 8, #ARGV do release(KEYS[4], KEYS[3], field, ARGV[i]) end
 redis.call('HINCRBY', KEYS[3], 'requests:' .. field, 1)
 if prompt > 0 then redis.call('HINCRBY', KEYS[3], 'prompt:' .. field, prompt) end
 if completion > 0 then redis.call('HINCRBY', KEYS[3], 'completion:' .. field, completion) end
-redis.call('EXPIRE', KEYS[3], ARGV[8])
+redis.call('EXPIRE', KEYS[3], ARGV[7])
 """
 )
 
 _RENEW = """
 local t = redis.call('TIME')
-redis.call('ZADD', KEYS[1], 'XX', tonumber(t[1]) + tonumber(ARGV[1]), ARGV[2])
+local ends = tonumber(t[1]) + tonumber(ARGV[1])
+redis.call('ZADD', KEYS[1], 'XX', ends, ARGV[2])
 redis.call('EXPIRE', KEYS[1], 2 * ARGV[1])
+for i = 3, #ARGV do redis.call('ZADD', KEYS[2], 'XX', ends, ARGV[i]) end
 """
 
+_RESERVED_SECONDS = 2 * DAY  # longer than the day that they count in
 _KEEP_SECONDS = USAGE_DAYS * DAY
 _NAMELESS = "ip"
 
@@ -104,10 +126,11 @@ class RedisQuotas:
         admitted, left = await self._run(self._enter, keys, arguments)
         return Entry(bool(admitted), float(left))
 
-    async def reserve(self, client: Client, day: int, tokens: int) -> Reservation:
+    async def reserve(self, client: Client, day: int, tokens: int, name: str) -> Reservation:
         quotas = client.quotas
-        keys = [self._bucket(client), self._day(day)]
+        keys = [self._bucket(client), self._day(day), self._reserved(client, day)]
         arguments = [quotas.tokens_per_minute, tokens, quotas.tokens_per_day, _field(client), _KEEP_SECONDS]
+        arguments += [f"{name}:{tokens}", LEASE_SECONDS, _RESERVED_SECONDS]
         short_of, wait, left = await self._run(self._reserve, keys, arguments)
         if short_of == b"day":
             return Reservation("day", until_tomorrow(), float(left))
@@ -118,19 +141,18 @@ class RedisQuotas:
         client: Client,
         slot: str | None,
         day: int,
-        reserved: int,
+        reserved: Mapping[str, int],
         prompt_tokens: int,
         completion_tokens: int,
     ) -> None:
-        quotas = client.quotas
-        keys = [self._slots(client), self._bucket(client), self._day(day)]
-        counts = [reserved, prompt_tokens, completion_tokens]
-        arguments = [slot or "", quotas.tokens_per_minute, *counts, _field(client), quotas.tokens_per_day]
-        await self._run(self._settle, keys, [*arguments, _KEEP_SECONDS])
+        keys = [self._slots(client), self._bucket(client), self._day(day), self._reserved(client, day)]
+        counts = [sum(reserved.values()), prompt_tokens, completion_tokens]
+        arguments = [slot or "", client.quotas.tokens_per_minute, *counts, _field(client), _KEEP_SECONDS]
+        await self._run(self._settle, keys, [*arguments, *_members(reserved)])
 
-    async def renew(self, slots: Iterable[tuple[Client, str]]) -> None:
-        for client, slot in slots:
-            await self._run(self._renew, [self._slots(client)], [LEASE_SECONDS, slot])
+    async def renew(self, client: Client, slot: str | None, day: int, reserved: Mapping[str, int]) -> None:
+        keys = [self._slots(client), self._reserved(client, day)]
+        await self._run(self._renew, keys, [LEASE_SECONDS, slot or "", *_members(reserved)])
 
     async def usage(self, days: int) -> list[DayUsage]:
         last = today()
@@ -163,6 +185,9 @@ class RedisQuotas:
     def _bucket(self, client: Client) -> str:
         return f"{self._storage.prefix}:tokens:{client.id}"
 
+    def _reserved(self, client: Client, day: int) -> str:
+        return f"{self._storage.prefix}:reserved:{day}:{client.id}"
+
     def _day(self, day: int) -> str:
         return f"{self._storage.prefix}:usage:{day}"
 
@@ -170,3 +195,7 @@ class RedisQuotas:
 def _field(client: Client) -> str:
     """Clients without a key are noted one by one only where each has a limit of its own by the day."""
     return client.id if client.key is not None or client.quotas.tokens_per_day else _NAMELESS
+
+
+def _members(reserved: Mapping[str, int]) -> list[str]:
+    return [f"{name}:{tokens}" for name, tokens in reserved.items()]

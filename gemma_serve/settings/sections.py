@@ -152,7 +152,7 @@ class ChatSettings(Section):
     max_history_bytes: int = Field(default=1_000_000, ge=1_000)
     """Most bytes that a session remembers; the oldest messages are dropped."""
     max_sessions_bytes: int = Field(default=268_435_456, ge=1_000_000)
-    """Most bytes of sessions in this process's memory; those not used for longest are dropped."""
+    """Most bytes of sessions in this process's memory, and in Redis; those not used for longest go."""
     max_sessions_per_client: int = Field(default=10_000, ge=0)
     """Most sessions of one key, or of one address where there is no key, in Redis too; 0 is no limit."""
     session_ttl_seconds: int = Field(default=86_400, ge=1)

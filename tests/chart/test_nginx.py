@@ -126,8 +126,8 @@ def stack(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with ExitStack() as ending:
         redis = ending.enter_context(running_redis(folder / "redis"))
         environ = {name: value for name, value in given.items() if name.startswith("GEMMA_")}
-        assert environ.keys() == {"GEMMA_STORAGE_URL"}
-        environ = {"GEMMA_STORAGE_URL": redis, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        assert environ.keys() == {"GEMMA_STORAGE_URL", "GEMMA_STORAGE_PREFIX"}
+        environ |= {"GEMMA_STORAGE_URL": redis, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         script = str(Path(sys.executable).with_name("gemma-server"))
         replicas = []
         for port in ports[:2]:

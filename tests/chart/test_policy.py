@@ -11,13 +11,15 @@ import pytest
 import yaml
 
 from gemma_serve import __version__
-from gemma_serve.settings import Settings, all_variables
+from gemma_serve.settings import Settings, StorageSettings, all_variables
 
 from ..conftest import ROOT
 from .conftest import (
     CHART,
     EVERYTHING,
+    NAMESPACE,
     PRESETS,
+    RELEASE,
     Manifest,
     Render,
     component,
@@ -306,6 +308,20 @@ def test_every_selector_finds_the_servers_alone(manifests: list[Manifest]) -> No
             each for each in of_kind(manifests, "Service") if wanted <= each["metadata"]["labels"].items()
         ]
         assert found == services
+
+
+@pytest.mark.parametrize("redis", [{"deploy": True}, {"url": "redis://shared:6379"}, {"existingSecret": "x"}])
+def test_releases_that_share_a_redis_have_keys_of_their_own(render: Render, redis: Manifest) -> None:
+    def given(*values: Manifest) -> dict[str, str | None]:
+        (pod,) = servers(render(read(CHART / "values-cpu-demo.yaml"), *values))
+        return {item["name"]: item.get("value") for item in container(pod)["env"]}
+
+    name = "GEMMA_STORAGE_PREFIX"
+    prefix = given({"redis": redis})[name]
+    assert prefix is not None and prefix.startswith(f"{NAMESPACE}.{RELEASE}")
+    assert StorageSettings(prefix=prefix).prefix == prefix
+    assert name not in given({"redis": redis, "config": {"storage": {"prefix": "ours"}}})
+    assert name not in given()
 
 
 def test_every_preset_has_its_line() -> None:

@@ -167,6 +167,9 @@ spec:
 {{- if or .Values.apiKeys.file .Values.apiKeys.existingSecret }}
 - {name: GEMMA_SECURITY_API_KEYS_FILE, value: /etc/gemma-serve-keys/keys.yaml}
 {{- end }}
+{{- if and (include "gemma.redis" .) (not (include "gemma.setting" (list . "storage" "prefix" ""))) }}
+- {name: GEMMA_STORAGE_PREFIX, value: "{{ .Release.Namespace }}.{{ include "gemma.fullname" . }}"}
+{{- end }}
 {{- if .Values.redis.deploy }}
 - {name: GEMMA_STORAGE_URL, value: "redis://{{ include "gemma.redisHost" . }}:6379/0"}
 {{- else if or .Values.redis.url .Values.redis.existingSecret }}
