@@ -16,7 +16,7 @@ from ..logs import current_request
 from ..models import Models
 from ..settings import LimitsSettings, Settings
 from ..token_usage import prompt_count
-from .body import body_size, cache_use, patience_of, read_body
+from .body import body_size, cache_use, header, patience_of, read_body
 from .cost_caps import check_caps, default_length
 from .docs import STREAMS, errors, request_schema
 from .request_route import RequestRoute
@@ -68,11 +68,11 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
     routes = APIRouter(tags=["generation"], route_class=RequestRoute)
 
     async def generate(kind: Kind, request: Request, schema: type[GenerationBody]) -> Response:
-        size = body_size(request)
-        generator.require_room(size)  # before the body: who cannot serve it must not parse megabytes
+        generator.require_room(
+            body_size(request)
+        )  # before the body: who cannot serve it must not parse megabytes
         patience = patience_of(request, settings)
-        body, checked = await read_body(request, schema, settings.limits.max_json_depth)
-        size = len(await request.body())
+        body, checked, size = await read_body(request, schema, settings.limits.max_json_depth)
         work = generation_request(kind, body, models, settings.limits, size, cache_use(request))
         form = _stream_form(request)
         if form == "text" and (checked.n or 1) > 1:
@@ -92,7 +92,7 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
             generation = generator.prepare(work)
             if (found := generation.found()) is not None:
                 writer = make_writer(AnswerStream(found, work.public_id))
-                return stored_stream(writer, answers, found.deltas(), _HEADERS[form])
+                return stored_stream(writer, answers, found.runs(), _HEADERS[form])
             return GenerationStream(generation.stream, make_writer, _HEADERS[form], patience, answers)
         generation = generator.prepare(work)
         if (found := generation.found()) is not None:
@@ -136,7 +136,7 @@ _HEADERS: dict[Form, list[tuple[bytes, bytes]]] = {
 
 def _stream_form(request: Request) -> Form:
     """What the client would rather read than JSON or events, by its `Accept`."""
-    first = request.headers.get("accept", "").partition(",")[0].partition(";")[0].strip().lower()
+    first = (header(request, b"accept") or "").partition(",")[0].partition(";")[0].strip().lower()
     return {"text/plain": "text", "application/x-ndjson": "lines"}.get(first, "events")  # type: ignore[return-value]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi.routing import APIRoute
-from starlette.routing import request_response
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 
 
 class RequestRoute(APIRoute):
@@ -13,4 +14,9 @@ class RequestRoute(APIRoute):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.app = request_response(self.endpoint)
+        self.app = self._run
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The application's own exception handlers are outside of this: there is no need to ask them here too.
+        response = await self.endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)

@@ -12,6 +12,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ..cache import Run
 from ..engine.base import Delta, TokenStream
 from ..errors import DeadlineExceeded, ServeError, ShuttingDown
 from ..generation import Delivery
@@ -238,10 +239,10 @@ class GenerationStream(StreamedResponse):
 
 
 def stored_stream(
-    writer: Writer, n: int, deltas: list[Delta], headers: list[tuple[bytes, bytes]]
+    writer: Writer, n: int, runs: list[Run | Delta], headers: list[tuple[bytes, bytes]]
 ) -> Response:
     """A stream whose end is known: the same bytes in one piece."""
-    body = b"".join((writer.opening(n), *map(writer.delta, deltas), writer.ending()))
-    response = Response(body)
+    parts = [writer.run(*run) if isinstance(run, Run) else writer.delta(run) for run in runs]
+    response = Response(b"".join((writer.opening(n), *parts, writer.ending())))
     response.raw_headers += headers
     return response

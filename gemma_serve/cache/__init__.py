@@ -1,6 +1,6 @@
 """Answers that are kept for who asked: the same question costs nothing again, and runs once at a time."""
 
-from .answer import Answer, AnswerStream
+from .answer import Answer, AnswerStream, Run
 from .flight import Flight, Seat, SeatStream
 from .key import SHARED, CacheKey
 from .response_cache import ResponseCache
@@ -12,6 +12,7 @@ __all__ = [
     "CacheKey",
     "Flight",
     "ResponseCache",
+    "Run",
     "Seat",
     "SeatStream",
 ]
