@@ -18,15 +18,10 @@ from .streaming import Patience
 S = TypeVar("S", bound=BaseModel)
 
 
-async def read_body(request: Request, schema: type[S], max_depth: int) -> tuple[dict[str, Any], S, int]:
-    """The body as the client sent it, validated, and its size in bytes.
-
-    Raises `InvalidRequest`, `UnsupportedMediaType`.
-    """
+async def read_body(request: Request, schema: type[S], max_depth: int) -> S:
+    """Raises `InvalidRequest`, `UnsupportedMediaType`."""
     require_json(request)
-    raw = await read_bytes(request)
-    body = parse_json(raw, max_depth)
-    return body, validated(schema, body), len(raw)
+    return validated(schema, parse_json(await read_bytes(request), max_depth))
 
 
 async def read_bytes(request: Request) -> bytes:

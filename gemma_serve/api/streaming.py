@@ -12,7 +12,6 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..cache import Run
 from ..engine.base import Delta, TokenStream
 from ..errors import DeadlineExceeded, ServeError, ShuttingDown
 from ..generation import Delivery
@@ -236,13 +235,3 @@ class GenerationStream(StreamedResponse):
 
     def render_error(self, error: ServeError) -> bytes:
         return super().render_error(error) if self._writer is None else self._writer.error(error)
-
-
-def stored_stream(
-    writer: Writer, n: int, runs: list[Run | Delta], headers: list[tuple[bytes, bytes]]
-) -> Response:
-    """A stream whose end is known: the same bytes in one piece."""
-    parts = [writer.run(*run) if isinstance(run, Run) else writer.delta(run) for run in runs]
-    response = Response(b"".join((writer.opening(n), *parts, writer.ending())))
-    response.raw_headers += headers
-    return response

@@ -3,6 +3,7 @@
 from .answer import Answer, AnswerStream, Run
 from .flight import Flight, Seat, SeatStream
 from .key import SHARED, CacheKey
+from .repeats import Origin, Repeat, RepeatedHit
 from .response_cache import ResponseCache
 
 __all__ = [
@@ -11,6 +12,9 @@ __all__ = [
     "AnswerStream",
     "CacheKey",
     "Flight",
+    "Origin",
+    "Repeat",
+    "RepeatedHit",
     "ResponseCache",
     "Run",
     "Seat",

@@ -24,7 +24,8 @@ _OVERHEAD = 1024  # bytes of an entry's objects, besides its content
 class Run(NamedTuple):
     """Deltas of one choice that have nothing but text, one after the other."""
 
-    index: int
+    choice: int
+    """Its index."""
     texts: list[str]
 
 
@@ -82,7 +83,7 @@ class Answer:
         deltas: list[Delta] = []
         for piece in self.runs():
             if isinstance(piece, Run):
-                deltas += [Delta(piece.index, text) for text in piece.texts]
+                deltas += [Delta(piece.choice, text) for text in piece.texts]
             else:
                 deltas.append(piece)
         return deltas
@@ -108,11 +109,12 @@ class Answer:
         choices: dict[int, dict[str, Any]] = {}
         texts: dict[int, list[str]] = {}
         for delta in self.runs():
-            choice = choices.setdefault(delta.index, {"logprobs": None, "finish_reason": None})
+            index = delta.choice if isinstance(delta, Run) else delta.index
+            choice = choices.setdefault(index, {"logprobs": None, "finish_reason": None})
             if isinstance(delta, Run):
-                texts.setdefault(delta.index, []).extend(delta.texts)
+                texts.setdefault(index, []).extend(delta.texts)
                 continue
-            texts.setdefault(delta.index, []).append(delta.text)
+            texts.setdefault(index, []).append(delta.text)
             choice["finish_reason"] = delta.finish_reason or choice["finish_reason"]
             if delta.delta is not None:
                 _merge(choice.setdefault("message", {}), delta.delta)
