@@ -5,9 +5,9 @@
 Serves an engine that answers at once, in a process of its own, with keys, limits and JSON logs on. wrk asks
 one question again and again, whole and streamed: hits a second, their p99 and CPU time. First as fast as it
 can, so that p99 is how long the connections wait for each other; then with pauses that leave about 2,000 a
-second. libuv takes one new connection a round, so in short runs p99 is that of the first requests. Then every
-request is another question, with the cache on and off in turn, so that a busy machine slows both: CPU time of the server
-a request. At last 256 equal questions are asked at once. Needs wrk.
+second. libuv takes one new connection a round, so in short runs p99 is that of the first requests. Then
+every request is another question, with the cache on and off in turn, so that a busy machine slows both: CPU
+time of the server a request. At last 256 equal questions are asked at once. Needs wrk.
 """
 
 from __future__ import annotations
