@@ -3,9 +3,11 @@
     python benchmarks/cache.py [--seconds 10] [--connections 32]
 
 Serves an engine that answers at once, in a process of its own, with keys, limits and JSON logs on. wrk asks
-one question again and again: hits a second, their p99 and CPU time, whole and streamed. Then every request is
-another question, with the cache on and off in turn, so that a busy machine slows both: CPU time of the server
-a request. At last 256 equal questions are asked at once. Needs wrk.
+one question again and again, whole and streamed: hits a second, their p99 and CPU time. First as fast as it
+can, so that p99 is how long the connections wait for each other; then with pauses that leave about 2,000 a
+second. libuv takes one new connection a round, so in short runs p99 is that of the first requests. Then
+every request is another question, with the cache on and off in turn, so that a busy machine slows both: CPU
+time of the server a request. At last 256 equal questions are asked at once. Needs wrk.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import re
 import shutil
@@ -42,6 +45,7 @@ local numbered = %s
 wrk.method = "POST"
 wrk.headers["Authorization"] = "Bearer %s"
 wrk.headers["Content-Type"] = "application/json"
+if %d > 0 then delay = function() return math.random(0, %d) end end
 request = function()
   n = n + 1
   return wrk.format(nil, nil, nil, (%s):gsub("opening hours", numbered and ("number " .. n) or "%%0"))
@@ -76,6 +80,8 @@ async def serve(cached: bool, words: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, ended.set)
     engine = FakeEngine(tuple(f" word{number}" for number in range(words)))
     async with serving(create_app(settings, engine)) as url:
+        gc.collect()
+        gc.freeze()  # as the server does once its engine is ready
         print(f"Listening on {url}", flush=True)
         await ended.wait()
     print(f"generations {len(engine.requests)}", flush=True)
@@ -111,9 +117,12 @@ def server(cached: bool, words: int) -> Iterator[Server]:
             process.communicate()
 
 
-def wrk(url: str, body: dict[str, Any], seconds: float, connections: int, numbered: bool) -> dict[str, float]:
+def wrk(
+    url: str, body: dict[str, Any], seconds: float, connections: int, numbered: bool, pause: int = 0
+) -> dict[str, float]:
+    """`pause`: the longest before a connection's next request, in ms; the shortest is none."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(_WRK % (str(numbered).lower(), KEY, json.dumps(json.dumps(body))))
+        script.write(_WRK % (str(numbered).lower(), KEY, pause, pause, json.dumps(json.dumps(body))))
         script.flush()
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", script.name]
         run = subprocess.run([*command, f"{url}/v1/chat/completions"], capture_output=True, text=True)
@@ -129,12 +138,14 @@ def wrk(url: str, body: dict[str, Any], seconds: float, connections: int, number
 def measure_hits(seconds: int, connections: int, words: int) -> None:
     with server(True, words) as running:
         for stream in (False, True):
-            wrk(running.url, BODY | {"stream": stream}, 1, connections, False)  # fills
-            for _ in range(ROUNDS):
+            # A question of its own: the answer is to come as it was kept.
+            body = BODY | {"stream": stream, "max_tokens": 1000 + stream}
+            wrk(running.url, body, 1, connections, False)  # fills
+            for pause in (*[0] * ROUNDS, connections):  # ms, so 16 on average with 32
                 before = running.cpu_seconds()
-                result = wrk(running.url, BODY | {"stream": stream}, seconds, connections, False)
+                result = wrk(running.url, body, seconds, connections, False, pause)
                 cost = (running.cpu_seconds() - before) / result["requests"] * 1e6
-                row = {"measured": "hits", "stream": stream, "cpu_us": round(cost)}
+                row = {"measured": "hits", "stream": stream, "pause_ms": pause, "cpu_us": round(cost)}
                 print(json.dumps(row | result), flush=True)
         print(json.dumps({"measured": "hits", "generations": running.end()}))
 

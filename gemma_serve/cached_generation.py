@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from .admission import Admission
-from .cache import SHARED, Answer, AnswerStream, CacheKey, Flight, ResponseCache, Seat, SeatStream
+from .cache import (
+    SHARED,
+    Answer,
+    AnswerStream,
+    CacheKey,
+    Flight,
+    Origin,
+    Repeat,
+    RepeatedHit,
+    ResponseCache,
+    Seat,
+    SeatStream,
+)
 from .clients import current_client
 from .engine.base import Delta, Engine, GenerationRequest, LoadedModel, Sink, Stream, Usage
 from .errors import RateLimited
@@ -44,11 +57,31 @@ class CachedGenerator(Generator):
         self._models.require_open()
         return self._models.loaded(model)
 
+    def repeated(self, origin: Origin) -> RepeatedHit | None:
+        repeat = self.cache.repeats.find(current_client.get(), origin)
+        if repeat is None:
+            return None
+        started = time.perf_counter()
+        model = self._models.resolve(repeat.model)  # names may mean another model by now, or be forbidden
+        if model != repeat.key.model or self.loaded(model) is not repeat.loaded:
+            return None
+        if (answer := self.cache.at_hand(repeat.key)) is None:
+            return None
+        record = current_request.get() or RequestRecord(uuid.uuid4().hex)
+        record.model = model
+        self.note_hit(answer, record)
+        phase("cache", started)
+        return RepeatedHit(answer, repeat.request_id or record.id, repeat.form)
+
+    def note_hit(self, answer: Answer, record: RequestRecord) -> None:
+        record.cache, record.cache_age = "hit", answer.age
+        self.cache.outcomes["hit"] += 1
+
     def prepare(self, request: GenerationRequest) -> Generation:
-        cache = self.cache
-        key = cache.key(request, current_client.get(), self.loaded(request.model))
-        if key is not None:
-            return CachedGeneration(self, request, cache, key)
+        cache, loaded = self.cache, self.loaded(request.model)
+        key = cache.key(request, current_client.get(), loaded)
+        if loaded is not None and key is not None:
+            return CachedGeneration(self, request, key, loaded)
         cache.outcomes["bypass"] += 1
         _record(request).cache = "bypass"
         return super().prepare(request)
@@ -58,19 +91,25 @@ class CachedGenerator(Generator):
 
 
 class CachedGeneration(Generation):
+    _generator: CachedGenerator
+
     def __init__(
-        self, generator: Generator, request: GenerationRequest, cache: ResponseCache, key: CacheKey
+        self, generator: CachedGenerator, request: GenerationRequest, key: CacheKey, loaded: LoadedModel
     ) -> None:
         super().__init__(generator, request)
-        self._cache = cache
+        self._cache = generator.cache
         self._key = key
+        self._loaded = loaded
 
-    def found(self) -> Answer | None:
-        if self._cache.hits_cost_tokens or self._request.cache == "refresh":
+    def found(self, origin: Origin, form: Any) -> Answer | None:
+        request, cache = self._request, self._cache
+        if cache.hits_cost_tokens or request.cache == "refresh":
             return None  # `complete` and `stream` see to it
         started = time.perf_counter()
-        if (answer := self._cache.at_hand(self._key)) is not None:
+        if (answer := cache.at_hand(self._key)) is not None:
             self._hit(answer)
+            asked = request.body.get("model"), request.body.get("request_id")
+            cache.repeats.keep(current_client.get(), origin, Repeat(self._key, self._loaded, *asked, form))
             phase("cache", started)
         return answer
 
@@ -187,9 +226,7 @@ class CachedGeneration(Generation):
             self.note(usage)
 
     def _hit(self, answer: Answer) -> Answer:
-        record = _record(self._request)
-        record.cache, record.cache_age = "hit", answer.age
-        self._cache.outcomes["hit"] += 1
+        self._generator.note_hit(answer, _record(self._request))
         return answer
 
     def note(self, usage: Usage) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import orjson
 
 from .admission import Admission, Slot
-from .cache import Answer
+from .cache import Answer, Origin, RepeatedHit
 from .clients import current_client
 from .engine.base import Delta, Engine, GenerationRequest, RelayKind, Sink, TokenStream
 from .errors import ServeError
@@ -39,6 +39,10 @@ class Generator:
         """Refuse what could not be served before its body is read."""
         self._models.require_open()
         self._admission.require_room(body_bytes)
+
+    def repeated(self, origin: Origin) -> RepeatedHit | None:
+        """The answer, where these very bytes have had it before. Raises as `Models.resolve`."""
+        return None
 
     def prepare(self, request: GenerationRequest) -> Generation:
         """Its answer, which nothing is done for yet."""
@@ -154,8 +158,8 @@ class Generation:
         self._generator = generator
         self._request = request
 
-    def found(self) -> Answer | None:
-        """The answer, where it is there already."""
+    def found(self, origin: Origin, form: Any) -> Answer | None:
+        """The answer, where it is there already. The next request of this origin gets it by `repeated`."""
         return None
 
     async def complete(self) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import weakref
 from typing import Any
 
 import orjson
@@ -166,7 +167,8 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         self.scope["extensions"] = extensions
         super().on_headers_complete()
         if self.cycle is not None and self.cycle.scope is self.scope:
-            extensions[WRITE] = functools.partial(_write, self.cycle)
+            # Weakly: its scope is its own, so only the garbage collector would find what else held it.
+            extensions[WRITE] = functools.partial(_write, weakref.ref(self.cycle))
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0
@@ -249,9 +251,12 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
             self._refuse(RequestTimeout(f"The whole request did not arrive within {seconds:g} s."))
 
 
-def _write(cycle: RequestResponseCycle, data: bytes) -> bool:
+def _write(answered: weakref.ref[RequestResponseCycle], data: bytes) -> bool:
     """Go on with an answer in chunks that has begun, as uvicorn's `send` would; False if it would wait."""
-    if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+    cycle = answered()
+    if cycle is None or cycle.flow.write_paused or cycle.disconnected:
+        return False
+    if cycle.response_complete or not cycle.chunked_encoding:
         return False
     if data:  # an empty chunk would be the answer's end
         cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from gemma_serve.api_keys import digest_of
 from gemma_serve.app import create_app
-from gemma_serve.cache import Answer, ResponseCache
+from gemma_serve.cache import Answer, Origin, Repeat, ResponseCache
 from gemma_serve.cache.key import is_deterministic, key_of, tenant_of
+from gemma_serve.cache.repeats import Repeats
 from gemma_serve.clients import Client
-from gemma_serve.engine.base import Delta, GenerationRequest, LoadedModel, Usage
+from gemma_serve.engine.base import Delta, EngineState, GenerationRequest, LoadedModel, Usage
 from gemma_serve.key_file import KeyEntry, KeyLimits, write_keys
 from gemma_serve.settings import Settings
 
@@ -236,6 +237,82 @@ async def test_without_a_cache_there_is_no_header() -> None:
     async with serving(app) as url, httpx.AsyncClient(base_url=url) as http:
         assert "x-cache" not in (await http.post(CHAT, json=ASK)).headers
         assert (await http.delete("/v1/cache")).json() == {"deleted": 0}
+
+
+# The same bytes again, which nobody reads a second time.
+
+
+async def test_the_same_bytes_are_the_same_question_only_to_who_sent_them(file: Path) -> None:
+    engine = FakeEngine()
+    async with asking(engine, None, file) as (http, cache):
+
+        async def ask(key: str, **headers: str) -> httpx.Response:
+            answer = await http.post(CHAT, json=ASK, headers=bearer(key) | headers)
+            assert answer.status_code == 200
+            return answer
+
+        for key in (ALICE, BOB):
+            answers = [await ask(key) for _ in range(4)]
+            assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit", "hit", "hit"]
+            assert len({answer.json()["id"] for answer in answers}) == 4
+            assert all(answer.headers["x-request-id"] in answer.text for answer in answers)
+        assert len(engine.requests) == 2
+        assert (await ask(ALICE, **{"Cache-Control": "no-store"})).headers["x-cache"] == "bypass"
+        for _ in range(3):
+            answer = await ask(ALICE, Accept="text/plain")
+            assert (answer.text, answer.headers["x-cache"]) == ("Hello world", "hit")
+            assert "chat.completion.chunk" in (await ask(ALICE, Accept="application/x-ndjson")).text
+            assert (await ask(ALICE)).json()["object"] == "chat.completion"
+        other = await http.post("/v1/completions", json=ASK, headers=bearer(ALICE))
+        assert (other.json()["object"], other.headers["x-cache"]) == ("text_completion", "miss")
+        assert cache.outcomes["hit"] == 15
+
+
+async def test_the_same_bytes_are_asked_anew_where_the_answer_has_gone(file: Path) -> None:
+    engine = FakeEngine()
+    async with asking(engine, None, file) as (http, _):
+
+        async def ask() -> list[str]:
+            answers = [await http.post(CHAT, json=ASK, headers=bearer(ALICE)) for _ in range(3)]
+            return [answer.headers["x-cache"] for answer in answers]
+
+        assert await ask() == ["miss", "hit", "hit"]
+        await http.delete("/v1/cache", headers=bearer(ADMIN))
+        assert await ask() == ["miss", "hit", "hit"]
+        engine.model = LoadedModel("other weights")
+        assert await ask() == ["miss", "hit", "hit"]
+        engine.status.set(EngineState.LOADING)
+        refused = await http.post(CHAT, json=ASK, headers=bearer(ALICE))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_loading")
+
+
+async def test_the_same_bytes_need_their_clients_leave_for_the_model_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    entry = KeyEntry(name="alice", sha256=digest_of(ALICE).hex())
+    write_keys(path, [entry])
+    async with asking(FakeEngine(), None, path) as (http, _):
+
+        async def ask() -> httpx.Response:
+            return await http.post(CHAT, json=ASK, headers=bearer(ALICE))
+
+        assert [(await ask()).headers["x-cache"] for _ in range(3)] == ["miss", "hit", "hit"]
+        write_keys(path, [entry.model_copy(update={"models": ("another",)})])
+        async with asyncio.timeout(20):
+            while (answer := await ask()).status_code == 200:
+                assert answer.headers["x-cache"] == "hit"
+        assert answer.json()["error"]["code"] == "model_not_found"
+
+
+def test_so_many_bodies_are_known_and_no_more() -> None:
+    repeats, alice = Repeats(), Client("key:alice", "alice")
+    key = key_of(GenerationRequest("chat", {}, "id", "gemma"), "key:alice", LoadedModel(""))
+    repeat = Repeat(key, LoadedModel(""), None, None, None)
+    for number in range(5000):
+        repeats.keep(alice, Origin("chat", b"%d" % number), repeat)
+    known = [n for n in range(5000) if repeats.find(alice, Origin("chat", b"%d" % n))]
+    assert known == list(range(5000 - 4096, 5000))
+    assert repeats.find(Client("key:bob", "bob"), Origin("chat", b"4999")) is None
+    assert repeats.find(alice, Origin("completion", b"4999")) is None
 
 
 # What is not kept.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from gemma_serve.app import create_app
 from gemma_serve.settings import Settings
@@ -181,3 +183,25 @@ async def test_a_stream_of_vllms_that_is_left_has_taken_tokens() -> None:
         await anext(iterator)
     await stream.aclose()
     assert (stream.usage.prompt_tokens, stream.usage.completion_tokens) == (6, 6)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_leaves_nothing_to_the_garbage_collector(stream: bool) -> None:
+    """Else it runs all the time, over everything that requests leave behind."""
+
+    def kept() -> int:
+        return sum(isinstance(item, RequestResponseCycle) for item in gc.get_objects())
+
+    async with (
+        serving(create_app(settings(), FakeEngine())) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
+        gc.collect()
+        gc.disable()
+        try:
+            before = kept()
+            for _ in range(10):
+                await client.post("/v1/chat/completions", json=STREAM | {"stream": stream})
+            assert kept() - before <= 1  # a connection knows its last request
+        finally:
+            gc.enable()

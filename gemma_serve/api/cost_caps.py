@@ -15,18 +15,31 @@ _STOPS = ("stop", "stop_sequences", "stop_token_ids", "bad_words")
 _MAPPINGS = ("logit_bias", "metadata", "vllm_xargs")
 _MOST_ENTRIES = 1024
 _SCHEMAS = ("response_format", "structured_outputs", "text", "tools")
+_CAPPED = {"n", "top_logprobs", "logprobs", "prompt_logprobs", *_STOPS, *_MAPPINGS, *_SCHEMAS}
 _IMAGE_TYPES = ("image_url", "input_image", "image", "image_embeds")
+_PARTS = ("content", "output")  # that may hold images
 
 
 def check_caps(body: dict[str, Any], limits: LimitsSettings) -> None:
     """A body of any route that generates, not yet validated. Raises `InvalidRequest` with what to change."""
-    _at_most(body, "n", limits.max_n, "answers at once")
+    if not _CAPPED.isdisjoint(body):  # few requests have any
+        _check_fields(body, limits)
+    if limits.max_tokens:
+        for name in _MAX_TOKENS:
+            _at_most(body, name, limits.max_tokens, "tokens of an answer")
     n, prompts = _integer(body, "n") or 1, prompt_count(body)
     if prompts * n > limits.max_sequences:
         raise InvalidRequest(
             f"{prompts} prompts times {n} answers are {prompts * n}; at most {limits.max_sequences} at once.",
             param="prompt",
         )
+    for name in ("messages", "input"):
+        if name in body and (images := _images(body[name])) > limits.max_images:
+            raise InvalidRequest(f"There are {images} images; at most {limits.max_images}.", param=name)
+
+
+def _check_fields(body: dict[str, Any], limits: LimitsSettings) -> None:
+    _at_most(body, "n", limits.max_n, "answers at once")
     for name in ("top_logprobs", "logprobs", "prompt_logprobs"):
         value = _integer(body, name)
         if value is not None and not 0 <= value <= limits.max_logprobs:
@@ -35,9 +48,6 @@ def check_caps(body: dict[str, Any], limits: LimitsSettings) -> None:
                 param=name,
                 code="invalid_value",
             )
-    if limits.max_tokens:
-        for name in _MAX_TOKENS:
-            _at_most(body, name, limits.max_tokens, "tokens of an answer")
     for name in _STOPS:
         most = limits.max_stop if "stop" in name and "ids" not in name else limits.max_word_lists
         _few(body, name, most)
@@ -47,9 +57,6 @@ def check_caps(body: dict[str, Any], limits: LimitsSettings) -> None:
     for name in _SCHEMAS:
         if isinstance(body.get(name), dict | list):
             _small(name, body[name], limits.max_schema_bytes)
-    for name in ("messages", "input"):
-        if (images := _images(body.get(name))) > limits.max_images:
-            raise InvalidRequest(f"There are {images} images; at most {limits.max_images}.", param=name)
 
 
 def default_length(body: dict[str, Any], limits: LimitsSettings, name: str = "max_tokens") -> None:
@@ -106,5 +113,5 @@ def _images(messages: Any) -> int:
             if item.get("type") in _IMAGE_TYPES or "image_url" in item:
                 count += 1
             else:
-                stack += (item.get("content"), item.get("output"))
+                stack += [part for name in _PARTS if isinstance(part := item.get(name), list | dict)]
     return count

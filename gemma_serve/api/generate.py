@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ..cache import AnswerStream
-from ..engine.base import CacheUse, GenerationRequest, Kind, TokenStream
+from ..cache import Origin
+from ..engine.base import CacheUse, GenerationRequest, Kind
 from ..errors import InvalidRequest
 from ..generation import Generator
 from ..logs import current_request
 from ..models import Models
 from ..settings import LimitsSettings, Settings
 from ..token_usage import prompt_count
-from .body import body_size, cache_use, patience_of, read_body
+from .body import body_size, cache_use, parse_json, patience_of, read_bytes, require_json, validated
 from .cost_caps import check_caps, default_length
 from .docs import STREAMS, errors, request_schema
+from .form import STREAM_HEADERS, Form, stream_form
 from .request_route import RequestRoute
 from .schemas import ChatCompletion, ChatCompletionBody, Completion, CompletionBody, GenerationBody
-from .streaming import (
-    EVENT_STREAM_HEADERS,
-    JSON_LINES_HEADERS,
-    TEXT_HEADERS,
-    GenerationStream,
-    stored_stream,
-    until_disconnect,
-)
-from .writers import ChunkWriter, TextWriter, Writer
+from .streaming import GenerationStream, until_disconnect
 
 # OpenAI's parameters that cannot change Gemma's answer, accepted and dropped. `store` and `metadata` keep an
 # answer in OpenAI's dashboard, `service_tier`, `prediction` and `prompt_cache_*` buy speed there.
@@ -68,37 +61,34 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
     routes = APIRouter(tags=["generation"], route_class=RequestRoute)
 
     async def generate(kind: Kind, request: Request, schema: type[GenerationBody]) -> Response:
-        size = body_size(request)
-        generator.require_room(size)  # before the body: who cannot serve it must not parse megabytes
+        # Before the body: who cannot be served must not have megabytes parsed.
+        generator.require_room(body_size(request))
         patience = patience_of(request, settings)
-        body, checked = await read_body(request, schema, settings.limits.max_json_depth)
-        size = len(await request.body())
-        work = generation_request(kind, body, models, settings.limits, size, cache_use(request))
-        form = _stream_form(request)
-        if form == "text" and (checked.n or 1) > 1:
+        require_json(request)
+        raw, cache, stream = await read_bytes(request), cache_use(request), stream_form(request)
+        origin = Origin(f"{kind} {stream}", raw)
+        if cache == "use" and (hit := generator.repeated(origin)) is not None:
+            known: Form = hit.form
+            return known.stored(hit.answer, hit.public_id)
+        body = parse_json(raw, settings.limits.max_json_depth)
+        checked = validated(schema, body)
+        work = generation_request(kind, body, models, settings.limits, len(raw), cache)
+        answers = checked.n or 1
+        if stream == "text" and answers > 1:
             raise InvalidRequest(
                 "'n' must be 1 for plain text, which cannot tell the answers apart.", param="n"
             )
-        if checked.stream or form != "events":
+        streams = checked.stream or stream != "events"
+        if streams:
             work.body["stream"] = True
-            usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            answers = checked.n or 1
-
-            def make_writer(stream: TokenStream) -> Writer:
-                if form == "text":
-                    return TextWriter()
-                return ChunkWriter(kind, stream, usage, json_lines=form == "lines")
-
-            generation = generator.prepare(work)
-            if (found := generation.found()) is not None:
-                writer = make_writer(AnswerStream(found, work.public_id))
-                return stored_stream(writer, answers, found.deltas(), _HEADERS[form])
-            return GenerationStream(generation.stream, make_writer, _HEADERS[form], patience, answers)
+        usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        form = Form(kind, stream if streams else None, answers, usage)
         generation = generator.prepare(work)
-        if (found := generation.found()) is not None:
-            answer = found.body(work.public_id)
-        else:
-            answer = await until_disconnect(request.receive, generation.complete(), patience.deadline)
+        if (found := generation.found(origin, form)) is not None:
+            return form.stored(found, work.public_id)
+        if streams:
+            return GenerationStream(generation.stream, form.writer, STREAM_HEADERS[stream], patience, answers)
+        answer = await until_disconnect(request.receive, generation.complete(), patience.deadline)
         return Response(answer, media_type="application/json")
 
     @routes.post(
@@ -124,20 +114,6 @@ def router(generator: Generator, models: Models, settings: Settings) -> APIRoute
         return await generate("completion", request, CompletionBody)
 
     return routes
-
-
-Form = Literal["events", "text", "lines"]
-_HEADERS: dict[Form, list[tuple[bytes, bytes]]] = {
-    "events": EVENT_STREAM_HEADERS,
-    "text": TEXT_HEADERS,
-    "lines": JSON_LINES_HEADERS,
-}
-
-
-def _stream_form(request: Request) -> Form:
-    """What the client would rather read than JSON or events, by its `Accept`."""
-    first = request.headers.get("accept", "").partition(",")[0].partition(";")[0].strip().lower()
-    return {"text/plain": "text", "application/x-ndjson": "lines"}.get(first, "events")  # type: ignore[return-value]
 
 
 def generation_request(
@@ -166,8 +142,8 @@ def generation_request(
 
 def _check_parameters(body: dict[str, Any], limits: LimitsSettings) -> None:
     """Refuse what this server cannot do, and what one request must not cost."""
-    for name in [name for name in _NOT_SUPPORTED if name in body]:
-        if body.pop(name) is not None:
+    for name in () if _NOT_SUPPORTED.keys().isdisjoint(body) else _NOT_SUPPORTED:
+        if body.pop(name, None) is not None:
             raise InvalidRequest(
                 f"'{name}' is not supported: {_NOT_SUPPORTED[name]}.",
                 param=name,

@@ -90,7 +90,7 @@ def router(models: Models, max_json_depth: int) -> APIRouter:
     )
     async def load_adapter(model: str, request: Request) -> dict[str, Any]:
         """It is served as a model of its own. Needs `engine.enable_lora` and an admin key."""
-        _, adapter = await read_body(request, AdapterBody, max_json_depth)
+        adapter = await read_body(request, AdapterBody, max_json_depth)
         return await models.load_adapter(model, adapter.name, adapter.path)
 
     @routes.delete(

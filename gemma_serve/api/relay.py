@@ -16,7 +16,7 @@ from ..generation import Generator, RelayedEvents
 from ..logs import current_request
 from ..models import Models
 from ..settings import Settings
-from .body import body_size, parse_json, patience_of, require_json
+from .body import body_size, parse_json, patience_of, read_bytes, require_json
 from .cost_caps import check_caps, default_length
 from .docs import EVENTS, any_body, errors
 from .request_route import RequestRoute
@@ -168,8 +168,7 @@ class _Relay:
         generator.require_room(body_size(request))
         patience = patience_of(request, self._settings)
         require_json(request)
-        raw = await request.body()
-        size = len(raw)
+        raw = await read_bytes(request)
         body = parse_json(raw, limits.max_json_depth)
         check_caps(body, limits)
         if route.kind == "responses":
@@ -191,7 +190,7 @@ class _Relay:
             record.model = body["model"]
 
         async def work() -> Any:
-            return await generator.relay(route.kind, body, size)
+            return await generator.relay(route.kind, body, len(raw))
 
         if stream and route.streams is not None:
             return route.streams(work, patience)

@@ -235,13 +235,3 @@ class GenerationStream(StreamedResponse):
 
     def render_error(self, error: ServeError) -> bytes:
         return super().render_error(error) if self._writer is None else self._writer.error(error)
-
-
-def stored_stream(
-    writer: Writer, n: int, deltas: list[Delta], headers: list[tuple[bytes, bytes]]
-) -> Response:
-    """A stream whose end is known: the same bytes in one piece."""
-    body = b"".join((writer.opening(n), *map(writer.delta, deltas), writer.ending()))
-    response = Response(body)
-    response.raw_headers += headers
-    return response

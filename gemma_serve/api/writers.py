@@ -17,6 +17,10 @@ class Writer(Protocol):
 
     def delta(self, delta: Delta) -> bytes: ...
 
+    def run(self, index: int, texts: list[str]) -> bytes:
+        """Deltas of one choice that have nothing but text, which is not empty."""
+        ...
+
     def ending(self) -> bytes: ...
 
     def error(self, error: ServeError) -> bytes:
@@ -32,6 +36,9 @@ class TextWriter:
 
     def delta(self, delta: Delta) -> bytes:
         return (delta.text or (delta.delta or {}).get("content") or "").encode()
+
+    def run(self, index: int, texts: list[str]) -> bytes:
+        return "".join(texts).encode()
 
     def ending(self) -> bytes:
         return b""
@@ -100,6 +107,12 @@ class ChunkWriter:
                 reason,
             )
         return b"".join((*parts, b"}", self._tail))
+
+    def run(self, index: int, texts: list[str]) -> bytes:
+        start, end = (b',"delta":{"content":', b"}") if self._chat else (b',"text":', b"")
+        before = b"%b%d%b" % (self._choice, index, start)
+        after = b'%b,"logprobs":null,"finish_reason":null}%b' % (end, self._tail)
+        return b"".join((before, (after + before).join(map(orjson.dumps, texts)), after))
 
     def _detailed(self, delta: Delta) -> bytes:
         choice: dict[str, Any] = {"index": delta.index}

@@ -1,8 +1,9 @@
 """Answers that are kept for who asked: the same question costs nothing again, and runs once at a time."""
 
-from .answer import Answer, AnswerStream
+from .answer import Answer, AnswerStream, Run
 from .flight import Flight, Seat, SeatStream
 from .key import SHARED, CacheKey
+from .repeats import Origin, Repeat, RepeatedHit
 from .response_cache import ResponseCache
 
 __all__ = [
@@ -11,7 +12,11 @@ __all__ = [
     "AnswerStream",
     "CacheKey",
     "Flight",
+    "Origin",
+    "Repeat",
+    "RepeatedHit",
     "ResponseCache",
+    "Run",
     "Seat",
     "SeatStream",
 ]

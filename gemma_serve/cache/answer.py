@@ -6,7 +6,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -21,6 +21,14 @@ _OF_A_MESSAGE = {"role", "content", "refusal"}
 _OVERHEAD = 1024  # bytes of an entry's objects, besides its content
 
 
+class Run(NamedTuple):
+    """Deltas of one choice that have nothing but text, one after the other."""
+
+    choice: int
+    """Its index."""
+    texts: list[str]
+
+
 @dataclass(slots=True)
 class Answer:
     """JSON bytes, made once, when the generation has ended: a hit that wants the same form is ready."""
@@ -33,7 +41,7 @@ class Answer:
     whole: bytes | None = None
     """OpenAI's answer without its id and first brace, if the engine gave it whole."""
     rows: bytes | None = None
-    """Its deltas as lists, if it streamed."""
+    """Its deltas as lists, if it streamed; a run of them in one."""
     finished: bool = True
     """Has every choice come to its own end?"""
     stored: float = field(default_factory=time.time)
@@ -49,11 +57,11 @@ class Answer:
 
     @classmethod
     def of_stream(cls, kind: Kind, stream: TokenStream, deltas: list[Delta]) -> Answer:
-        reasons: dict[int, str | None] = dict.fromkeys([delta.index for delta in deltas])
-        reasons |= {delta.index: delta.finish_reason for delta in deltas if delta.finish_reason}
-        rows = orjson.dumps([_row(delta) for delta in deltas])
+        rows = _rows(deltas)
+        reasons: dict[int, str | None] = {row[0]: None for row in rows}
+        reasons |= {row[0]: row[2] for row in rows if len(row) > 2 and row[2]}
         head = (kind, stream.created, stream.model, stream.fingerprint, stream.usage)
-        return cls(*head, rows=rows, finished=_all_ended(reasons))
+        return cls(*head, rows=orjson.dumps(rows), finished=_all_ended(reasons))
 
     @property
     def age(self) -> int:
@@ -72,8 +80,19 @@ class Answer:
 
     def deltas(self) -> list[Delta]:
         """What a stream of it gives; all at once where the engine gave it whole."""
+        deltas: list[Delta] = []
+        for piece in self.runs():
+            if isinstance(piece, Run):
+                deltas += [Delta(piece.choice, text) for text in piece.texts]
+            else:
+                deltas.append(piece)
+        return deltas
+
+    def runs(self) -> list[Run | Delta]:
+        """The same, in less time."""
         if self.whole is None:
-            return [Delta(*row) for row in orjson.loads(self.rows or b"[]")]
+            rows = orjson.loads(self.rows or b"[]")
+            return [Run(*row) if len(row) == 2 else Delta(*row) for row in rows]
         body = orjson.loads(b"{" + self.whole)
         extra = {name: value for name, value in body.items() if name not in _OF_THE_BODY} or None
         return [_delta(choice, extra) for choice in body["choices"]]
@@ -89,10 +108,14 @@ class Answer:
             body["system_fingerprint"] = self.fingerprint
         choices: dict[int, dict[str, Any]] = {}
         texts: dict[int, list[str]] = {}
-        for delta in self.deltas():
-            choice = choices.setdefault(delta.index, {"logprobs": None})
-            texts.setdefault(delta.index, []).append(delta.text)
-            choice["finish_reason"] = delta.finish_reason or choice.get("finish_reason")
+        for delta in self.runs():
+            index = delta.choice if isinstance(delta, Run) else delta.index
+            choice = choices.setdefault(index, {"logprobs": None, "finish_reason": None})
+            if isinstance(delta, Run):
+                texts.setdefault(index, []).extend(delta.texts)
+                continue
+            texts.setdefault(index, []).append(delta.text)
+            choice["finish_reason"] = delta.finish_reason or choice["finish_reason"]
             if delta.delta is not None:
                 _merge(choice.setdefault("message", {}), delta.delta)
             if delta.choice is not None:
@@ -166,10 +189,22 @@ def _all_ended(reasons: Mapping[int, str | None]) -> bool:
     return bool(reasons) and _FINISHED.issuperset(reasons.values())
 
 
-def _row(delta: Delta) -> list[Any]:
-    if not (delta.finish_reason or delta.delta or delta.choice or delta.extra):
-        return [delta.index, delta.text]
-    return [delta.index, delta.text, delta.finish_reason, delta.delta, delta.choice, delta.extra]
+def _rows(deltas: list[Delta]) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    texts: list[str] = []
+    index = None  # of the run that `texts` is
+    for delta in deltas:
+        if delta.finish_reason or delta.delta or delta.choice or delta.extra or not delta.text:
+            rows.append(
+                [delta.index, delta.text, delta.finish_reason, delta.delta, delta.choice, delta.extra]
+            )
+            index = None
+        elif delta.index == index:
+            texts.append(delta.text)
+        else:
+            index, texts = delta.index, [delta.text]
+            rows.append([index, texts])
+    return rows
 
 
 def _delta(choice: dict[str, Any], extra: dict[str, Any] | None) -> Delta:

@@ -74,8 +74,6 @@ class Flight:
         if not self.deltas:
             self.on_first_token()
         self.deltas.append(delta)
-        for seat in self.seats:
-            seat.put(delta)
 
     def flush(self) -> bool:
         for seat in self.seats:
@@ -145,6 +143,8 @@ class Seat:
         self.begins = begins
         self.left = False
         self._sink: Sink | None = None
+        self._position = 0
+        """How many of the flight's deltas the sink has."""
         self._unwritten = self._draining = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -165,29 +165,24 @@ class Seat:
         if flight.error is not None and not flight.deltas:
             raise flight.error.with_traceback(None)
 
-    def put(self, delta: Delta) -> None:
-        if self._sink is None:
-            return
-        try:
-            self._sink.put(delta)
-        except Exception as error:
-            self._fail(error)
-        self._unwritten = True
-
     def flush(self) -> None:
-        if self._sink is None or not self._unwritten or self._draining:
+        """Give the sink what has come since. Who is slow gets it when it has written what it has."""
+        if self._sink is None or self._draining:
             return
         try:
+            self._take(self._sink)
             self._unwritten = not self._sink.flush()
-        except Exception as error:
-            self._fail(error)
+        except Exception as error:  # it is this one's trouble, not that of the others
+            self._sink, self._error = None, error
+            self.wake()
         if self._unwritten:
             self.wake()
 
-    def _fail(self, error: Exception) -> None:
-        """It is this one's trouble, not that of the others."""
-        self._sink, self._error = None, error
-        self.wake()
+    def _take(self, sink: Sink) -> None:
+        deltas = self.flight.deltas
+        for position in range(self._position, len(deltas)):
+            sink.put(deltas[position])
+        self._position = len(deltas)
 
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -196,13 +191,12 @@ class Seat:
     async def feed(self, sink: Sink) -> None:
         """Give `sink` all that was and all that comes. Raises `ServeError`."""
         flight = self.flight
-        for delta in flight.deltas:
-            sink.put(delta)
-        self._sink, self._unwritten = sink, bool(flight.deltas)
+        self._sink = sink
         try:
             while self._error is None:
-                if self._unwritten:
+                if self._unwritten or self._position < len(flight.deltas):
                     self._unwritten, self._draining = False, True
+                    self._take(sink)
                     await sink.drain()
                     self._draining = False
                 elif flight.ended:

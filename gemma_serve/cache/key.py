@@ -11,7 +11,7 @@ import orjson
 from ..clients import Client
 from ..engine.base import GenerationRequest, LoadedModel
 
-VERSION = 1
+VERSION = 2
 """Of the key and of what is stored under it: one that changes either leaves the old entries to expire."""
 SHARED = "shared"
 """The tenant of all who share; a client's id has a colon, so none is like it."""

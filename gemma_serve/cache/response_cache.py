@@ -15,6 +15,7 @@ from .flight import Flight, Seat
 from .key import CacheKey, is_deterministic, key_of, tenant_of
 from .memory_store import MemoryStore
 from .redis_store import RedisStore
+from .repeats import Repeats
 
 OUTCOMES = ("hit", "miss", "coalesced", "bypass")
 """What the cache did for a request: `coalesced` joined another's generation, `bypass` may not be kept or did
@@ -32,6 +33,7 @@ class ResponseCache:
         )
         self.flights: dict[tuple[CacheKey, bool], Flight] = {}
         """What is being generated, and written to Redis."""
+        self.repeats = Repeats()
         self._models: dict[str, LoadedModel] = {}
         self._emptying: asyncio.Task[None] | None = None
         """Of a model's entries, that was loaded again."""

@@ -59,7 +59,8 @@ class RateLimit:
             await self.app(scope, receive, send_with_headers)
         finally:
             current_lease.reset(token)
-            await settle()
+            if lease.held:
+                await settle()
 
     def _exempt(self, scope: Scope) -> bool:
         """An operator must get in when others have used up what there is."""

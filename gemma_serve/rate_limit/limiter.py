@@ -54,6 +54,9 @@ class RateLimiter:
         """Requests admitted here that have not ended."""
         return len(self._leases)
 
+    def holds(self, lease: Lease) -> bool:
+        return lease.slot in self._leases
+
     async def admit(self, client: Client) -> Lease:
         """Settle the lease however the request ends. Raises `RateLimited`, or `StorageAway` if so set."""
         try:
@@ -226,6 +229,11 @@ class Lease:
         """The client left before the engine said what the answer took: count the prompt, as estimated."""
         self.window: Window | None = None
         self.tokens_left: float | None = None
+
+    @property
+    def held(self) -> bool:
+        """Has it not been settled yet?"""
+        return self._limiter.holds(self)
 
     async def reserve(self, tokens: int) -> None:
         """Raises `RateLimited`."""

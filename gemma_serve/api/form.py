@@ -1,0 +1,52 @@
+"""The form of an answer: whole, or a stream of events, JSON lines or bare text."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..cache import Answer, AnswerStream, Run
+from ..engine.base import Kind, TokenStream
+from .body import header
+from .streaming import EVENT_STREAM_HEADERS, JSON_LINES_HEADERS, TEXT_HEADERS
+from .writers import ChunkWriter, TextWriter, Writer
+
+StreamForm = Literal["events", "text", "lines"]
+STREAM_HEADERS: dict[StreamForm, list[tuple[bytes, bytes]]] = {
+    "events": EVENT_STREAM_HEADERS,
+    "text": TEXT_HEADERS,
+    "lines": JSON_LINES_HEADERS,
+}
+
+
+def stream_form(request: Request) -> StreamForm:
+    """What the client would rather read than JSON or events, by its `Accept`."""
+    first = (header(request, b"accept") or "").partition(",")[0].partition(";")[0].strip().lower()
+    return {"text/plain": "text", "application/x-ndjson": "lines"}.get(first, "events")  # type: ignore[return-value]
+
+
+class Form(NamedTuple):
+    """How one request wants its answer."""
+
+    kind: Kind
+    stream: StreamForm | None
+    """None is whole."""
+    answers: int
+    include_usage: bool
+
+    def writer(self, stream: TokenStream) -> Writer:
+        if self.stream == "text":
+            return TextWriter()
+        return ChunkWriter(self.kind, stream, self.include_usage, json_lines=self.stream == "lines")
+
+    def stored(self, answer: Answer, request_id: str) -> Response:
+        """An answer that is there: of a stream the same bytes, in one piece."""
+        if self.stream is None:
+            return Response(answer.body(request_id), media_type="application/json")
+        writer = self.writer(AnswerStream(answer, request_id))
+        parts = [writer.run(*run) if isinstance(run, Run) else writer.delta(run) for run in answer.runs()]
+        response = Response(b"".join((writer.opening(self.answers), *parts, writer.ending())))
+        response.raw_headers += STREAM_HEADERS[self.stream]
+        return response
