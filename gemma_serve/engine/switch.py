@@ -44,7 +44,8 @@ class EngineSwitch:
         self._resumed_before = 0
         self._follow(self._engine)
         now = self._engine.status
-        if now.state is not self.status.state:  # one that was given may have begun
+        # One that was given may have begun.
+        if (now.state, now.phase) != (self.status.state, self.status.phase):
             self.status.set(now.state, now.phase, now.error)
 
     def _follow(self, engine: Engine) -> None:
