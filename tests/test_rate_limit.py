@@ -462,6 +462,41 @@ async def test_redis_away_and_back(tmp_path: Path, caplog: pytest.LogCaptureFixt
                         await asyncio.sleep(0.05)
 
 
+async def test_what_redis_is_asked_again_it_does_once(tmp_path: Path) -> None:
+    losing, lost = False, 0
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal losing, lost
+        there, back = await asyncio.open_unix_connection(tmp_path / "socket")
+        while question := await reader.read(65536):
+            back.write(question)
+            answer = await there.read(65536)
+            if losing and b"EVALSHA" in question and not answer.startswith(b"-"):
+                losing, lost = False, lost + 1
+                break
+            writer.write(answer)
+        for one in (back, writer):
+            one.close()
+
+    with running_redis(tmp_path / "socket"):
+        async with await asyncio.start_unix_server(relay, tmp_path / "relay"):
+            config = settings(f"unix://{tmp_path}/relay")
+            storage = SharedStorage(config.storage)
+            limiter, who = RateLimiter(config, storage), client(in_flight=1, tokens_per_day=1000)
+            for number in range(1, 4):
+                losing = True
+                lease = await limiter.admit(who)
+                assert lost == 3 * number - 2
+                losing = True
+                await lease.reserve(600)
+                losing = True
+                await lease.settle(30, 4)
+                assert lost == 3 * number and not storage.away
+            (row,) = await limiter.usage(1)
+            assert (row.requests, row.prompt_tokens, row.completion_tokens) == (3, 90, 12)
+            await storage.aclose()
+
+
 async def test_a_redis_that_hangs_does_not_hold_the_server_up(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     writers: list[asyncio.StreamWriter] = []

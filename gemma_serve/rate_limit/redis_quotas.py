@@ -1,11 +1,13 @@
 """As `quotas.py`, counted in Redis for all servers together; each step is one script, and so one round trip.
 
 A slot in flight is a lease that its server renews, as is a reservation of the day's tokens: those of a server
-that was killed, or never heard of them, end by themselves. A minute's tokens come back in any case.
+that was killed, or never heard of them, end by themselves. A minute's tokens come back in any case. redis-py asks
+again when a connection breaks, and the answer may be all that was lost: what is noted for good is noted once.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +38,8 @@ _ENTER = (
 local most, slot, lease, capacity = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 local left = tostring(level(KEYS[2], capacity))
-if most > 0 and redis.call('ZCARD', KEYS[1]) >= most then return {0, left} end
+local others = redis.call('ZCARD', KEYS[1]) - (redis.call('ZSCORE', KEYS[1], slot) and 1 or 0)
+if most > 0 and others >= most then return {0, left} end
 redis.call('ZADD', KEYS[1], now + lease, slot)
 redis.call('EXPIRE', KEYS[1], 2 * lease)
 return {1, left}
@@ -66,7 +69,7 @@ if daily > 0 then
   for _, lost in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now)) do
     release(KEYS[3], KEYS[2], field, lost)
   end
-  release(KEYS[3], KEYS[2], field, reservation)  -- redis-py may have asked before, and lost the answer
+  release(KEYS[3], KEYS[2], field, reservation)  -- of the same question, asked before
   local used = 0
   for _, part in ipairs({'prompt:', 'completion:', 'reserved:'}) do
     used = used + tonumber(redis.call('HGET', KEYS[2], part .. field) or 0)
@@ -88,6 +91,7 @@ _SETTLE = (
     + """
 local slot, capacity, reserved = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local prompt, completion, field = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+if not redis.call('SET', KEYS[5], 1, 'NX', 'EX', 60) then return end  -- done before
 redis.call('ZREM', KEYS[1], slot)
 if capacity > 0 and reserved ~= prompt + completion then
   keep(KEYS[2], math.min(capacity, level(KEYS[2], capacity) + reserved - prompt - completion))
@@ -146,6 +150,7 @@ class RedisQuotas:
         completion_tokens: int,
     ) -> None:
         keys = [self._slots(client), self._bucket(client), self._day(day), self._reserved(client, day)]
+        keys.append(f"{self._storage.prefix}:settled:{uuid.uuid4().hex}")
         counts = [sum(reserved.values()), prompt_tokens, completion_tokens]
         arguments = [slot or "", client.quotas.tokens_per_minute, *counts, _field(client), _KEEP_SECONDS]
         await self._run(self._settle, keys, [*arguments, *_members(reserved)])
