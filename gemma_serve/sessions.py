@@ -26,12 +26,15 @@ _OVERHEAD = 256  # bytes of a session besides its history
 _MOST_CLIENTS = 10_000  # whose sessions are counted in memory
 _UNLIMITED = 2**53
 
-# Write version ARGV[1] unless somebody else has written it, or a later one, meanwhile. KEYS[2] has those of
-# the client by their last use, KEYS[3] everybody's, KEYS[4] their sizes, the sum under no name: when the
-# client has more than ARGV[5], or all together are larger than ARGV[6], the first of them go. A Redis that is
-# full may evict any of these keys: sizes without their sessions are forgotten.
+# Write version ARGV[1] unless somebody else has written it, or a later one, meanwhile; to have written it is
+# no failure, as redis-py asks again where an answer is lost. KEYS[2] has those of the client by their last
+# use, KEYS[3] everybody's, KEYS[4] their sizes, the sum under no name: when the client has more than ARGV[5],
+# or all together are larger than ARGV[6], the first of them go. A Redis that is full may evict any of these
+# keys: sizes without their sessions are forgotten.
 _WRITE = """
-if tonumber(redis.call('HGET', KEYS[1], 'version') or 0) >= tonumber(ARGV[1]) then return 0 end
+local version = tonumber(redis.call('HGET', KEYS[1], 'version') or 0)
+if version == tonumber(ARGV[1]) and redis.call('HGET', KEYS[1], 'data') == ARGV[2] then return 1 end
+if version >= tonumber(ARGV[1]) then return 0 end
 local ttl, now = tonumber(ARGV[3]), tonumber(ARGV[4])
 local function resize(key, size)
     local before = tonumber(redis.call('HGET', KEYS[4], key) or 0)

@@ -241,6 +241,45 @@ def running_redis(path: Path) -> Iterator[str]:
 
 
 @dataclass
+class ForgetfulRedis:
+    """Redis behind a relay that can lose what a script answers, and the connection with it."""
+
+    url: str
+    _losing: bool = False
+
+    @asynccontextmanager
+    async def loses_an_answer(self) -> AsyncIterator[None]:
+        self._losing = True
+        yield
+        assert not self._losing, "nothing was asked"
+
+    def loses(self, question: bytes, answer: bytes) -> bool:
+        lost = self._losing and b"EVALSHA" in question and not answer.startswith(b"-")  # no such script yet
+        self._losing = self._losing and not lost
+        return lost
+
+
+@asynccontextmanager
+async def forgetful_redis(folder: Path) -> AsyncIterator[ForgetfulRedis]:
+    redis = ForgetfulRedis(f"unix://{folder}/relay")
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_unix_connection(folder / "socket")
+        while question := await reader.read(65536):
+            back.write(question)
+            answer = await there.read(65536)
+            if redis.loses(question, answer):
+                break
+            writer.write(answer)
+        back.close()
+        writer.close()
+
+    with running_redis(folder / "socket"):
+        async with await asyncio.start_unix_server(relay, folder / "relay"):
+            yield redis
+
+
+@dataclass
 class InProcess:
     """A server in this event loop, so that a test can look into its engine."""
 

@@ -34,7 +34,7 @@ from gemma_serve.settings import Settings
 from gemma_serve.storage import SharedStorage, StorageAway
 from gemma_serve.token_usage import estimate_tokens
 
-from .conftest import running_redis, serving, start_fake, until
+from .conftest import forgetful_redis, running_redis, serving, start_fake, until
 from .fake_engine import FakeEngine
 from .test_api_keys import bearer
 from .test_app import CHAT
@@ -463,38 +463,21 @@ async def test_redis_away_and_back(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 async def test_what_redis_is_asked_again_it_does_once(tmp_path: Path) -> None:
-    losing, lost = False, 0
-
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal losing, lost
-        there, back = await asyncio.open_unix_connection(tmp_path / "socket")
-        while question := await reader.read(65536):
-            back.write(question)
-            answer = await there.read(65536)
-            if losing and b"EVALSHA" in question and not answer.startswith(b"-"):
-                losing, lost = False, lost + 1
-                break
-            writer.write(answer)
-        for one in (back, writer):
-            one.close()
-
-    with running_redis(tmp_path / "socket"):
-        async with await asyncio.start_unix_server(relay, tmp_path / "relay"):
-            config = settings(f"unix://{tmp_path}/relay")
-            storage = SharedStorage(config.storage)
-            limiter, who = RateLimiter(config, storage), client(in_flight=1, tokens_per_day=1000)
-            for number in range(1, 4):
-                losing = True
+    async with forgetful_redis(tmp_path) as redis:
+        config = settings(redis.url)
+        storage = SharedStorage(config.storage)
+        limiter, who = RateLimiter(config, storage), client(in_flight=1, tokens_per_day=1000)
+        for _ in range(3):
+            async with redis.loses_an_answer():
                 lease = await limiter.admit(who)
-                assert lost == 3 * number - 2
-                losing = True
+            async with redis.loses_an_answer():
                 await lease.reserve(600)
-                losing = True
+            async with redis.loses_an_answer():
                 await lease.settle(30, 4)
-                assert lost == 3 * number and not storage.away
-            (row,) = await limiter.usage(1)
-            assert (row.requests, row.prompt_tokens, row.completion_tokens) == (3, 90, 12)
-            await storage.aclose()
+        assert not storage.away
+        (row,) = await limiter.usage(1)
+        assert (row.requests, row.prompt_tokens, row.completion_tokens) == (3, 90, 12)
+        await storage.aclose()
 
 
 async def test_a_redis_that_hangs_does_not_hold_the_server_up(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from gemma_serve.settings import ChatSettings, StorageSettings
 from gemma_serve.storage import SharedStorage, StorageAway
 
 from .chat_client import app_of, chatting
-from .conftest import running_redis, serving, until
+from .conftest import forgetful_redis, running_redis, serving, until
 from .fake_engine import FakeEngine
 from .test_app import settings
 
@@ -180,6 +180,17 @@ async def test_changes_of_two_connections_are_both_kept(
         session = await server.find(name, "")
         assert session is not None
         assert sorted(int(message["content"]) for message in session.messages) == list(range(12))
+
+
+async def test_a_turn_is_kept_once_when_redis_is_asked_twice(tmp_path: Path, stack: AsyncExitStack) -> None:
+    async with forgetful_redis(tmp_path) as redis:
+        sessions = open_sessions({"url": redis.url, "timeout_seconds": 10}, stack)
+        name = sessions.new_id()
+        for _ in range(3):
+            async with redis.loses_an_answer():
+                await sessions.update(name, "", lambda session: session.messages.extend(ASKED))
+        assert (await sessions.resume(name, "")).messages == ASKED * 3
+        await stack.aclose()
 
 
 async def test_many_connections_together_do_not_outgrow_the_limits(stack: AsyncExitStack) -> None:

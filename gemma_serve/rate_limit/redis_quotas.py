@@ -1,8 +1,8 @@
 """As `quotas.py`, counted in Redis for all servers together; each step is one script, and so one round trip.
 
 A slot in flight is a lease that its server renews, as is a reservation of the day's tokens: those of a server
-that was killed, or never heard of them, end by themselves. A minute's tokens come back in any case. redis-py asks
-again when a connection breaks, and the answer may be all that was lost: what is noted for good is noted once.
+that was killed, or never heard of them, end by themselves. A minute's tokens come back in any case. redis-py
+asks again when a connection breaks, though only the answer may be lost: what counts for good counts once.
 """
 
 from __future__ import annotations
