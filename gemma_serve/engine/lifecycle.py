@@ -104,9 +104,12 @@ class VLLMEngine:
             self._core = ReplaceableCore(llm.engine_core, llm.output_processor, self._on_death)
             llm.engine_core = self._core
             async with asyncio.timeout(_ANSWER_SECONDS):
-                self._serving = await serve(self._settings, llm, self.status)
+                serving = await serve(self._settings, llm, self.status)
             self._footprint = await asyncio.to_thread(Footprint)
-            self._loaded = await asyncio.to_thread(self._serving.describe, self._settings)
+            self._loaded = await asyncio.to_thread(serving.describe, self._settings)
+            if self._core.resources.engine_dead:
+                raise EngineDied("the engine's process ended while it warmed up; its log has the root cause")
+            self._serving = serving
         except Exception as error:
             logger.debug("The engine failed to start", exc_info=True)
             self.status.set(EngineState.FAILED, error=await self._reason(error, output))
@@ -184,7 +187,10 @@ class VLLMEngine:
             self.status.set(EngineState.DEAD, error="the engine hangs and cannot be killed")
 
     def _on_death(self) -> None:
-        if not self._stopping:
+        if self._serving is None:  # nobody has been promised anything yet: the load has failed
+            assert self._core is not None
+            self._core.give_up()
+        elif not self._stopping:
             self._background(self._restart())
 
     async def _restart(self) -> None:
