@@ -5,6 +5,9 @@
 Starts the server with the embedded model (`--null`: with random tokens at once, so that the front end has all
 the work that it can do), keeps that many streams running from another process, and probes as Kubernetes does:
 on a new connection each time. Prints JSON: milliseconds, and how often it was not ready.
+
+Where cores are short, a probe also waits for one. So each is followed by the same probe of `control`, a bare
+responder in a process of its own that has nothing else to do: what that takes is the machine's share.
 """
 
 from __future__ import annotations
@@ -46,37 +49,72 @@ def streams(url: str, count: int) -> Iterator[None]:
         process.wait()
 
 
+RESPONDER = """
+import asyncio, uvloop
+
+class Responder(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        if data.endswith(b"\\r\\n\\r\\n"):
+            self.transport.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
+
+async def serve():
+    server = await asyncio.get_running_loop().create_server(Responder, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+uvloop.run(serve())
+"""
+
+
+@contextmanager
+def responder() -> Iterator[str]:
+    """The URL of the control."""
+    process = subprocess.Popen([sys.executable, "-c", RESPONDER], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
 def metrics(url: str) -> dict[str, Any]:
     with urllib.request.urlopen(f"{url}/health/metrics", timeout=30) as answer:
         return dict(json.load(answer))
 
 
-def probe(host: str, port: int) -> tuple[float, int]:
-    """Seconds from the connection to the whole answer, and its status."""
+def probe(url: str) -> tuple[float, int]:
+    """Milliseconds from the connection to the whole answer, and its status."""
+    host = urlsplit(url)
     started = time.perf_counter()
-    connection = http.client.HTTPConnection(host, port, timeout=30)
+    connection = http.client.HTTPConnection(host.hostname or "", host.port, timeout=30)
     connection.request("GET", "/health/ready")
     answer = connection.getresponse()
     answer.read()
-    seconds = time.perf_counter() - started
+    taken = time.perf_counter() - started
     connection.close()
-    return seconds, answer.status
+    return taken * 1000, answer.status
 
 
-def measure(url: str, seconds: float, per_second: float) -> dict[str, Any]:
-    parts = urlsplit(url)
-    end, times, statuses = time.perf_counter() + seconds, [], []
+def measure(url: str, control: str, seconds: float, per_second: float) -> dict[str, Any]:
+    end, ours, bare, not_ready = time.perf_counter() + seconds, [], [], 0
     while time.perf_counter() < end:
-        taken, status = probe(parts.hostname or "", parts.port or 80)
-        times.append(taken * 1000)
-        statuses.append(status)
+        taken, status = probe(url)
+        ours.append(taken)
+        not_ready += status != 200
+        bare.append(probe(control)[0])
         time.sleep(1 / per_second)
+    return {"probes": len(ours), "not_ready": not_ready, **percentiles(ours), "control": percentiles(bare)}
+
+
+def percentiles(times: list[float]) -> dict[str, float]:
     cuts = statistics.quantiles(times, n=100, method="inclusive")
     found = {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98], "max": max(times)}
-    not_ready = sum(status != 200 for status in statuses)
-    return {"probes": len(times), "not_ready": not_ready} | {
-        name: round(value, 2) for name, value in found.items()
-    }
+    return {name: round(value, 2) for name, value in found.items()}
 
 
 def main() -> None:
@@ -88,10 +126,10 @@ def main() -> None:
     parser.add_argument("--per-second", type=float, default=20, help="probes")
     parser.add_argument("--null", action="store_true", help="random tokens in place of a model")
     options = parser.parse_args()
-    with running_server(options.streams, *([NULL] if options.null else [])) as url:
-        idle = measure(url, min(10, options.seconds), options.per_second)
+    with running_server(options.streams, *([NULL] if options.null else [])) as url, responder() as control:
+        idle = measure(url, control, min(10, options.seconds), options.per_second)
         with streams(url, options.streams):
-            busy = measure(url, options.seconds, options.per_second)
+            busy = measure(url, control, options.seconds, options.per_second)
             rate = metrics(url)["tokens_per_second"]["10s"]
     print(json.dumps({"idle": idle, "streams": options.streams, "tokens_per_second": rate, "busy": busy}))
 
