@@ -167,8 +167,7 @@ async def test_a_keyboard_is_enough() -> None:
         await press("Enter")
         await page.locator("dialog[open] #key").wait_for()
         await press("Escape")
-        await page.locator("dialog[open]").wait_for(state="detached")
-        assert await focused(page) == "question"
+        await page.locator("#question:focus").wait_for()  # the dialog's close event comes later
         while await focused(page) != "edit":
             await press("Shift+Tab")
         await press("Enter")

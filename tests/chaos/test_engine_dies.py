@@ -75,8 +75,8 @@ def failures(answers: list[Answer | BaseException], wanted: list[Answer | BaseEx
 async def test_killed(
     server: ServerProcess, load: Load, undisturbed: list[Answer | BaseException], victim: str, seed: int
 ) -> None:
+    moment = random.Random(f"{victim}{seed}").randrange(50, load.tokens * 2 // 3)  # of those of the last run
     running = asyncio.create_task(load.run())
-    moment = random.Random(f"{victim}{seed}").randrange(50, 3000)
     await until(lambda: load.tokens >= moment, 120)
     engine_process(server, victim).send_signal(signal.SIGKILL)
     assert not failures(await running, undisturbed)
