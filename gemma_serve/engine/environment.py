@@ -13,6 +13,9 @@ def prepare(settings: Settings) -> set[str]:
     """The names of what was set for this model alone, to be removed with it."""
     os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).with_name("logging.json"))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # no phoning home unless the operator wants it
+    # How many streams' tokens are processed before the event loop may do something else, such as answer a
+    # probe. vLLM's 128 keep it waiting for tens of milliseconds where hundreds of streams run.
+    os.environ.setdefault("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "16")
     if settings.engine.get("enforce_eager") and _is_cpu_build() and "TORCHDYNAMO_DISABLE" not in os.environ:
         # vLLM compiles some sampling code even so: importing the compiler costs seconds in each process,
         # the first request for log probabilities waits 20 s for it, and where there is no C++ compiler
