@@ -1,4 +1,4 @@
-"""The engine is killed or frozen under every kind of client: they notice a pause, and nothing else."""
+"""The engine is killed, starved or frozen under every kind of client: they notice a pause, nothing else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,7 @@ import pytest_asyncio
 from gemma_serve import demo_model
 
 from ..conftest import ServerProcess, start_server, until
-from .conftest import FULL, below, engine_process, gone
+from .conftest import FULL, below, engine_process, gone, run_out_of_memory
 from .load import Answer, Load
 
 STREAMS = 64
@@ -78,7 +79,10 @@ async def test_killed(
     moment = random.Random(f"{victim}{seed}").randrange(50, load.tokens * 2 // 3)  # of those of the last run
     running = asyncio.create_task(load.run())
     await until(lambda: load.tokens >= moment, 120)
-    engine_process(server, victim).send_signal(signal.SIGKILL)
+    if victim == "Worker" and seed == 0:
+        await run_out_of_memory(engine_process(server, victim))
+    else:
+        engine_process(server, victim).send_signal(signal.SIGKILL)
     assert not failures(await running, undisturbed)
 
 
@@ -87,14 +91,16 @@ async def test_frozen(server: ServerProcess, load: Load, undisturbed: list[Answe
     await until(lambda: load.tokens >= 500, 120)
     frozen = engine_process(server, "EngineCore")
     frozen.send_signal(signal.SIGSTOP)
-    started = time.monotonic()
+    since = time.time()
     async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
         while (await client.get("/health/ready")).status_code == 200:
-            assert time.monotonic() - started < 30, "ready for 30 s with a frozen engine"
             await asyncio.sleep(0.05)
-        print(f"not ready {time.monotonic() - started:.1f} s after it froze, with stall_seconds=2")
-        ready = (await client.get("/health/ready")).json()
-        assert ready["status"] in ("stalled", "restarting"), ready
+        seen = time.time() - since
+        history = (await client.get("/health/status")).json()["engine"]["history"]
+        stalled = [datetime.fromisoformat(one["time"]) for one in history if one["state"] == "stalled"][-1]
+        noticed = stalled.timestamp() - since
+        print(f"stalled {noticed:.1f} s after it froze, seen after {seen:.1f} s, with stall_seconds=2")
+        assert noticed < 8, "it was only noticed when it was killed"
         assert (await client.get("/health/live")).status_code == 200
         assert not failures(await running, undisturbed)
         assert (await client.get("/health/ready")).status_code == 200
