@@ -190,7 +190,7 @@ async def test_a_request_leaves_nothing_to_the_garbage_collector(stream: bool) -
     """Else it runs all the time, over everything that requests leave behind."""
 
     def kept() -> int:
-        return sum(isinstance(item, RequestResponseCycle) for item in gc.get_objects())
+        return sum(type(item) is RequestResponseCycle for item in gc.get_objects())
 
     async with (
         serving(create_app(settings(), FakeEngine())) as url,

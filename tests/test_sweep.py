@@ -163,7 +163,7 @@ def test_the_machine_is_recorded() -> None:
 
 
 QUICK = {
-    "engine": {"kv_cache_memory_bytes": [100_000, 20_000_000], "max_num_seqs": [8]},
+    "engine": {"kv_cache_memory_bytes": [1_000_000, 20_000_000], "max_num_seqs": [8]},
     "fixed": {"max_model_len": 512, "max_num_batched_tokens": 512, "enforce_eager": True},
     "load": {"concurrency": [1, 4, 8], "prompt_tokens": [64], "output_tokens": [16], "shared_tokens": 32},
     "slo": {"ttft_ms": 60_000, "inter_token_ms": 60_000},
