@@ -24,7 +24,7 @@ serve: setup ## Install, then serve the embedded model on port 8000
 	@exec $(BIN)/gemma-server serve --config configs/demo.yaml $(ARGS)
 
 test: setup-dev ## Install, then run the tests, two files at a time
-	@exec $(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	@exec $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: setup-dev ## Install, then make much more trouble than the tests do: half an hour
 	@CHAOS=full exec $(BIN)/pytest -s tests/chaos $(ARGS)

@@ -38,15 +38,6 @@ ROOT = Path(__file__).parent.parent
 _START_SECONDS = 240  # 25 on a quiet machine; CI's is shared
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What two workers (`-n 2 --dist loadgroup`) may part: files, but not those who share an engine."""
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        shared = [name for name in ("live", "in_process") if name in fixtures]
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.nodeid.partition("::")[0]))
-
-
 @dataclass
 class ServerProcess:
     """`gemma-server serve` in a process of its own; `log` grows with its stderr."""
