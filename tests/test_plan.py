@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -194,6 +195,13 @@ def test_a_mistake_ends_with_a_sentence(
     code, _, errors = command(capsys, *arguments)
     assert code == 1
     assert errors.startswith("gemma-server: ") and sentence in errors
+
+
+def test_another_kind_of_model_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    transformers.GPT2Config(architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
+    code, _, errors = command(capsys, "--model", str(tmp_path), "--gpu", "L4")
+    assert code == 1
+    assert "another shape than a Gemma" in errors and "Traceback" not in errors
 
 
 def test_what_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,8 @@ def descendants(server: ServerProcess) -> list[psutil.Process]:
     return list(psutil.Process(server.process.pid).children(recursive=True))
 
 
-def leftovers() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("gemma-serve-*"))
+def sockets_in(folder: str) -> list[Path]:
+    return list(Path(folder).glob("gemma-serve-*"))
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -76,24 +76,28 @@ def test_a_taken_port_is_named() -> None:
 
 @pytest.mark.slow
 async def test_json_logs_and_the_death_of_the_engine() -> None:
-    before = leftovers()
-    server = start_server("--config", "demo", "--log-format", "json", "--set", "supervisor.max_restarts=0")
-    try:
-        server.wait_ready()
-        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
-            await client.post("/v1/chat/completions", json=HELLO, headers={"X-Request-Id": "json-1"})
-        children = descendants(server)
-        engine = next(
-            child
-            for child in children
-            if "EngineCore" in child.name() or "EngineCore" in " ".join(child.cmdline())
+    with tempfile.TemporaryDirectory() as temporary:
+        server = start_server(
+            *("--config", "demo", "--log-format", "json", "--set", "supervisor.max_restarts=0"),
+            environ={"TMPDIR": temporary},
         )
-        engine.kill()
-        assert server.wait(30) == 1
-        await until(lambda: gone(children))
-        assert leftovers() <= before
-    finally:
-        server.end()
+        try:
+            server.wait_ready()
+            async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+                await client.post("/v1/chat/completions", json=HELLO, headers={"X-Request-Id": "json-1"})
+            children = descendants(server)
+            engine = next(
+                child
+                for child in children
+                if "EngineCore" in child.name() or "EngineCore" in " ".join(child.cmdline())
+            )
+            assert sockets_in(temporary)
+            engine.kill()
+            assert server.wait(30) == 1
+            await until(lambda: gone(children))
+            assert not sockets_in(temporary)
+        finally:
+            server.end()
     entries = [json.loads(line) for line in server.log]
     assert any(entry.get("process") == "EngineCore" for entry in entries)
     request = next(entry for entry in entries if entry.get("path") == "/v1/chat/completions")

@@ -50,11 +50,19 @@ class Shape:
 def read_shape(model: str, precision: str = "auto") -> Shape:
     """`model` is a folder, a published Gemma's name, or any name that Hugging Face's hub or cache has.
 
-    Raises `StartupError` where there is no such model.
+    Raises `StartupError` where there is no such model, or one of another kind.
     """
     config = _config(model)
+    try:
+        return _shape(model, precision, config, _module(config))
+    except AttributeError as error:
+        raise StartupError(
+            f"{model} has another shape than a Gemma: its config.json tells no {error.name}"
+        ) from error
+
+
+def _shape(model: str, precision: str, config: Any, module: Any) -> Shape:
     text = config.get_text_config()
-    module = _module(config)
     counts = {"all": 0, "kv": 0, "replicated": 0}
     for name, parameter in module.named_parameters():
         counts["all"] += parameter.numel()
