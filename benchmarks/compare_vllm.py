@@ -7,6 +7,7 @@ Ours runs with keys, limits, metrics and the access log on, vLLM's bare. CPU is 
 /proc, per token asked for; ratios are ours by theirs, of the medians, with the range of the rounds. Engines:
 `demo` is the embedded model, `null` makes random tokens at once (benchmarks/null_executor.py), so that the
 front end is all there is; `raw` is `AsyncLLM.generate` in one process without a server: the ceiling.
+`gpu` is the folder of --model, without weights (benchmarks/synthetic_model.py), on a GPU.
 """
 
 from __future__ import annotations
@@ -65,6 +66,10 @@ class Row:
 @contextlib.contextmanager
 def serving(server: str, engine: str, stream_interval: int, log: Path) -> Iterator[Server]:
     port, key = free_port(), f"sk-{secrets.token_hex(16)}"
+    if engine == "gpu":
+        with running(_on_gpu(server, log, port, key), port, key, "gemma-demo", log) as started:
+            yield started
+        return
     most = 1024 if engine == "null" else 256
     if server == "ours":
         settings: dict[str, dict[str, Any]] = {
@@ -87,6 +92,20 @@ def serving(server: str, engine: str, stream_interval: int, log: Path) -> Iterat
             command += ["--distributed-executor-backend", NULL]
     with running(command, port, key, "gemma-demo", log) as started:
         yield started
+
+
+def _on_gpu(server: str, log: Path, port: int, key: str) -> list[str]:
+    folder = os.environ["COMPARE_MODEL"]
+    if server == "ours":
+        settings: dict[str, dict[str, Any]] = {
+            "model": {"name": folder, "served_name": "gemma-demo", "max_length": 4096},
+            "engine": {"load_format": "dummy", "max_num_seqs": 1024, "gpu_memory_utilization": 0.8},
+        }
+        return our_command(settings, port, key, log.with_suffix(".yaml"))
+    command = ["-m", "vllm.entrypoints.cli.main", "serve", folder, "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--served-model-name", "gemma-demo", "--load-format", "dummy"]
+    command += ["--max-model-len", "4096", "--max-num-seqs", "1024"]
+    return [*command, "--gpu-memory-utilization", "0.8"]
 
 
 def measured(
@@ -234,7 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--engines", nargs="+", default=["demo", "null"], choices=["demo", "null"])
+    parser.add_argument("--engines", nargs="+", default=["demo", "null"], choices=["demo", "null", "gpu"])
     parser.add_argument("--modes", nargs="+", default=["streamed", "whole"], choices=["streamed", "whole"])
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 16, 64, 256, 1024])
     parser.add_argument("--requests", type=int, default=128, help="at least, and two a client")
@@ -242,8 +261,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="how often each server is started")
     parser.add_argument("--stream-interval", type=int, default=1, help="vLLM's, for both")
     parser.add_argument("--ceiling", action="store_true", help="measure AsyncLLM alone, too")
+    parser.add_argument("--model", type=Path, help="folder of the engine gpu")
     parser.add_argument("--json", type=Path, help="write every measurement to this file")
     options = parser.parse_args()
+    if options.model:
+        os.environ["COMPARE_MODEL"] = str(options.model)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         for engine in options.engines:

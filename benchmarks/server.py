@@ -20,7 +20,8 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRON = {"PYTHONPATH": str(ROOT), "VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}
+_PATHS = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+ENVIRON = {"PYTHONPATH": os.pathsep.join(_PATHS), "VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}
 """A core is left to the client and the front end, where the engine runs on the CPU."""
 
 
