@@ -19,6 +19,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.worker.worker_base import CompilationTimes
 
 _CACHE_BYTES = 8 << 30  # counted, not allocated
 _FIRST_WORD = 300  # below are special tokens, and bytes that are not text
@@ -37,6 +38,7 @@ class NullExecutor(Executor):  # type: ignore[misc]
             "get_supported_kv_cache_layouts": ["NHD"],
             "determine_available_memory": _CACHE_BYTES,
             "get_supported_tasks": ("generate",),
+            "compile_or_warm_up_model": CompilationTimes(0.0, 0.0),  # asked by vLLM 0.26
             "list_loras": set(),
         }
 

@@ -245,7 +245,8 @@ async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLM
         trace_requests(llm, settings.otel.url)
     keep_short_prompts_here(llm.renderer)
     serving = VLLMServing(settings, supervisor)
-    await asyncio.to_thread(serving.renderer.warmup)
+    renders = serving.renderer if hasattr(serving.renderer, "warmup") else serving.chat  # as in vLLM 0.26
+    await asyncio.to_thread(renders.warmup)
     await warm_up(llm, settings.loading.warm_up_requests)
     freeze_gc_heap()  # a full collection over what stays for ever stops every stream for 60 to 250 ms
     return serving

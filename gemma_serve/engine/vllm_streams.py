@@ -209,6 +209,6 @@ def usage_of(info: UsageInfo) -> Usage:
     usage = Usage(info.prompt_tokens, info.completion_tokens or 0)
     if info.prompt_tokens_details is not None:
         _add_cached(usage, info.prompt_tokens_details.cached_tokens)
-    if info.completion_tokens_details is not None:
+    if getattr(info, "completion_tokens_details", None) is not None:  # vLLM 0.26 has no such field
         usage.details["completion_tokens_details"] = info.completion_tokens_details.model_dump()
     return usage
