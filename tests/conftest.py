@@ -70,7 +70,7 @@ class ServerProcess:
                 break
             time.sleep(0.02)
         raise AssertionError(
-            f"no {pattern!r} in the log (exit code {self.process.poll()}):\n{self.text[-5000:]}"
+            f"no {pattern!r} in the log (exit code {self.process.poll()}):\n{self.text[-20_000:]}"
         )
 
     def wait_ready(self) -> None:

@@ -43,6 +43,26 @@ def test_our_lines_pass_as_they_are_and_the_last_needs_no_end() -> None:
     assert cause == "ValueError: no memory"
 
 
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        (-9, "process VllmWorker-0 was ended by SIGKILL: is the machine, or the container, out of memory?"),
+        (-11, "process VllmWorker-0 was ended by SIGSEGV"),
+        (-99, "process VllmWorker-0 was ended by signal 99"),
+        (1, "RuntimeError: no such kernel"),
+    ],
+)
+def test_how_a_worker_died_is_told(code: int, cause: str) -> None:
+    lines = [
+        "2026-01-01 00:00:00,000 - ERROR - [Worker] RuntimeError: no such kernel",
+        "2026-01-01 00:00:00,000 - ERROR - [EngineCore] Worker proc VllmWorker-0 died unexpectedly "
+        f"(exit code: {code}), shutting down executor.",
+        "2026-01-01 00:00:00,000 - ERROR - [EngineCore] RuntimeError: cancelled",
+    ]
+    _, found = captured(f"import sys; sys.stderr.write({chr(10).join(lines)!r})")
+    assert found is not None and found.endswith(cause)
+
+
 def test_a_progress_bar_is_thinned_out() -> None:
     lines, _ = captured("import sys\nfor i in range(1000): sys.stderr.write(f'\\rLoading {i}')")
     assert 1 <= len(lines) < 100

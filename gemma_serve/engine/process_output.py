@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import threading
 import time
 from collections import deque
@@ -21,7 +22,9 @@ _PROGRESS_SECONDS = 1.0
 
 # An exception's last line, as vLLM's processes log it, and those that only point to another one.
 _EXCEPTION = re.compile(r"(?:^|\] |\| |\\n|\")((?:\w+\.)*\w*(?:Error|Exception)): ((?:[^\"\\]|\\[^n])+)")
-_SECONDARY = re.compile(r"root cause|background process|stack trace")
+_SECONDARY = re.compile(r"root cause|background process|stack trace|^cancelled$")
+# A worker that a signal ends has no exception to tell.
+_WORKER_DIED = re.compile(r"Worker proc (\S+) died unexpectedly \(exit code: -(\d+)\)")
 
 
 def _ignore(progress: Progress) -> None:
@@ -83,6 +86,8 @@ class EngineOutput:
         for name, message in _EXCEPTION.findall(text):
             if not _SECONDARY.search(message):
                 self._exceptions.append(f"{name}: {message.strip()}")
+        if (died := _WORKER_DIED.search(text)) is not None:
+            self._exceptions.append(_ended_by_signal(died[1], int(died[2])))
         if (progress := progress_of(text)) is not None:
             self._on_progress(progress)
         if not _OURS.match(line):
@@ -95,5 +100,14 @@ class EngineOutput:
             os.write(self._stderr, line + b"\n")
 
     def root_cause(self) -> str | None:
-        """The last exception that does not merely report another."""
+        """The last exception, or death of a worker, that does not merely follow from another."""
         return self._exceptions[-1] if self._exceptions else None
+
+
+def _ended_by_signal(worker: str, number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    hint = ": is the machine, or the container, out of memory?" if number == signal.SIGKILL else ""
+    return f"the engine's process {worker} was ended by {name}{hint}"
