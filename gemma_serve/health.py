@@ -42,6 +42,7 @@ class Health:
         self._metrics = metrics
         self._storage = storage
         self._cache = cache
+        self._ready_when_full = settings.health.ready_when_full
         self._settings_digest = digest(settings)
         self._versions = {
             "gemma_serve": __version__,
@@ -58,13 +59,16 @@ class Health:
 
     def ready(self) -> bool:
         """Would a request sent now be served?"""
-        return self._engine.status.ready and not self._drain.begun and not self._admission.full
+        return self._engine.status.ready and not self._drain.begun and not self._overloaded()
+
+    def _overloaded(self) -> bool:
+        return self._admission.full and not self._ready_when_full
 
     def summary(self) -> dict[str, Any]:
         status = self._engine.status
         if self._drain.begun:
             return {"status": "draining", "reason": f"the server ends; {self._drain.active} requests run"}
-        if status.ready and self._admission.full:
+        if status.ready and self._overloaded():
             return {"status": "overloaded", "reason": f"{self._admission.waiting} requests wait"}
         body: dict[str, Any] = {"status": str(status.state)}
         if status.phase:

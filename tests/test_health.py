@@ -155,6 +155,25 @@ async def test_a_full_queue_is_not_ready_and_a_long_one_is() -> None:
         assert (await client.get("/health/ready")).status_code == 200
 
 
+async def test_a_full_queue_is_ready_where_it_is_to_be() -> None:
+    engine = FakeEngine(hang_at=0)
+    engine.capacity = lambda: 1  # type: ignore[method-assign]
+    full = settings(queue={"max_requests": 1}, health={"ready_when_full": True})
+    async with (
+        serving(create_app(full, engine)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
+        requests = [asyncio.create_task(client.post("/v1/chat/completions", json=CHAT)) for _ in range(2)]
+        async with asyncio.timeout(10):
+            while (await client.get("/health/metrics")).json()["waiting"] != 1:
+                await asyncio.sleep(0.01)
+        refused = await client.post("/v1/chat/completions", json=CHAT)
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
+        assert (await client.get("/health/ready")).status_code == 200
+        engine.go_on.set()
+        assert [answer.status_code for answer in await asyncio.gather(*requests)] == [200] * 2
+
+
 async def test_how_far_a_load_is() -> None:
     engine = FakeEngine(ready=False)
     app = create_app(settings(), engine)

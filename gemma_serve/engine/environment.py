@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 from pathlib import Path
 
 from ..settings import OtelSettings, Settings
@@ -16,6 +17,10 @@ def prepare(settings: Settings) -> set[str]:
     # How many streams' tokens are processed before the event loop may do something else, such as answer a
     # probe. vLLM's 128 keep it waiting for tens of milliseconds where hundreds of streams run.
     os.environ.setdefault("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "16")
+    if not _has_nvcc():
+        # vLLM's sampler takes FlashInfer's kernels where the GPU could run them, and FlashInfer compiles them
+        # while the engine starts, which dies without a CUDA toolkit: as in our image.
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     if settings.engine.get("enforce_eager") and _is_cpu_build() and "TORCHDYNAMO_DISABLE" not in os.environ:
         # vLLM compiles some sampling code even so: importing the compiler costs seconds in each process,
         # the first request for log probabilities waits 20 s for it, and where there is no C++ compiler
@@ -31,6 +36,14 @@ def send_traces(settings: OtelSettings) -> None:
         os.environ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = settings.url
         os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = "http/protobuf"
         os.environ["OTEL_SERVICE_NAME"] = settings.service_name
+
+
+def _has_nvcc() -> bool:
+    """Where FlashInfer looks for it (flashinfer/jit/cpp_ext.py)."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home is None and shutil.which("nvcc"):
+        return True
+    return os.access(Path(home or "/usr/local/cuda", "bin", "nvcc"), os.X_OK)
 
 
 def _is_cpu_build() -> bool:

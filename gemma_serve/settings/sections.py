@@ -197,6 +197,8 @@ class HealthSettings(Section):
     """Not ready when the engine has work and finishes no step for so long; longer than its longest step."""
     stall_restart_seconds: float = Field(default=180, gt=0)
     """An engine that finishes no step for so long is killed and started again; its requests go on."""
+    ready_when_full: bool = False
+    """Stay ready while the queue is full: where all servers are, no proxy is left to say `Retry-After`."""
 
 
 class QueueSettings(Section):

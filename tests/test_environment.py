@@ -1,0 +1,31 @@
+"""What vLLM is told through the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gemma_serve.engine import environment
+from gemma_serve.settings import Settings
+
+SAMPLER = "VLLM_USE_FLASHINFER_SAMPLER"
+
+
+@pytest.mark.parametrize("toolkit", [False, True])
+def test_without_a_cuda_toolkit_nothing_is_compiled_with_it(
+    toolkit: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ["CUDA_HOME"] = str(tmp_path)
+    os.environ.pop(SAMPLER, None)
+    if toolkit:
+        compiler = tmp_path / "bin" / "nvcc"
+        compiler.parent.mkdir()
+        compiler.touch(0o755)
+    environment.prepare(Settings(model={"name": "gemma-demo"}))
+    assert os.environ.get(SAMPLER) == (None if toolkit else "0")
+    os.environ[SAMPLER] = "1"
+    environment.prepare(Settings(model={"name": "gemma-demo"}))
+    assert os.environ[SAMPLER] == "1"  # the operator's own word
