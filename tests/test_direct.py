@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
-from gemma_serve.engine.base import Delta, Usage
+from gemma_serve.engine.base import Delta, EngineState, EngineStatus, Usage
 from gemma_serve.engine.direct import DirectOutput, Flushes, Piece
+from gemma_serve.engine.supervisor import Supervisor
 
 
 class Sink:
@@ -96,3 +104,63 @@ async def test_a_failure_is_this_streams_alone(fault: Piece | Exception) -> None
     with pytest.raises((ValueError, RuntimeError)):
         await output.run()
     assert sink.writes == ["a"]  # what came before is not lost
+
+
+class Engine:
+    """AsyncLLM's part in a generation, with vLLM's real output processor."""
+
+    def __init__(self) -> None:
+        self.output_processor = OutputProcessor(None, log_stats=False)
+        self.engine_core = SimpleNamespace(flushes=Flushes())
+
+    async def generate(self, name: str, params: SamplingParams, shared: str) -> AsyncIterator[Any]:
+        fields = dict.fromkeys(("mm_features", "pooling_params", "lora_request", "cache_salt"))
+        request = EngineCoreRequest(
+            request_id=name,
+            external_req_id=shared,
+            prompt_token_ids=[1],
+            sampling_params=params,
+            arrival_time=0.0,
+            data_parallel_rank=None,
+            **fields,
+        )
+        queue = RequestOutputCollector(params.output_kind, name)
+        self.output_processor.add_request(request, None, None, 0, queue)
+        while True:
+            yield await queue.get()
+
+    def step(self, name: str, token: int, finish: FinishReason | None = None) -> None:
+        self.output_processor.process_outputs([EngineCoreOutput(name, [token], finish_reason=finish)])
+
+
+async def test_who_shares_an_id_does_not_get_the_others_tokens() -> None:
+    """A client chooses its requests' ids, also one whose requests all have the same."""
+    engine, status = Engine(), EngineStatus()
+    status.set(EngineState.READY)
+    supervisor = Supervisor(engine, status)
+    params = SamplingParams(max_tokens=9, detokenize=False, output_kind=RequestOutputKind.DELTA)
+    first, second = (supervisor.generate(name, params, "shared") for name in ("first", "second"))
+
+    coming = {outputs: asyncio.ensure_future(anext(outputs)) for outputs in (first, second)}
+    await asyncio.sleep(0)  # both are under way
+
+    async def tapped(outputs: Any, *step: Any) -> DirectOutput | None:
+        """What becomes of what comes after this step's output."""
+        engine.step(*step)
+        async with asyncio.timeout(5):
+            output: RequestOutput = await coming[outputs]
+        direct = supervisor.tap(output, Sink(), Usage())
+        coming[outputs] = asyncio.ensure_future(anext(outputs))
+        await asyncio.sleep(0)
+        return direct
+
+    async def leave(outputs: Any) -> None:
+        coming[outputs].cancel()
+        await asyncio.wait([coming[outputs]])
+
+    assert await tapped(second, "second", 5) is None
+    assert await tapped(first, "first", 6) is None
+    assert await tapped(first, "first", 7, FinishReason.STOP) is None  # now vLLM knows one of that name
+    await leave(first)
+    assert await tapped(second, "second", 8) is not None
+    await leave(second)

@@ -7,6 +7,7 @@ What it does not change it hands on to the engine that runs now.
 from __future__ import annotations
 
 import abc
+from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -25,22 +26,32 @@ class Supervisor(EngineClient):  # type: ignore[misc]
     def __init__(self, llm: AsyncLLM, status: EngineStatus) -> None:
         self._llm = llm
         self._status = status
+        self._running: Counter[str] = Counter()
+        """Requests by their id, which is their client's to choose: others may have the same."""
 
     @property
     def flushes(self) -> Flushes:
         flushes: Flushes = self._llm.engine_core.flushes
         return flushes
 
-    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
+    async def generate(
+        self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
         self._status.require_serving()
         if (trace := current_trace.get()) is not None:
             kwargs["trace_headers"] = trace.headers
-        outputs = self._llm.generate(*args, **kwargs)
+        outputs = self._llm.generate(prompt, sampling_params, request_id, **kwargs)
+        self._running[request_id] += 1
         try:
             async for output in outputs:
                 yield output
         finally:
-            await outputs.aclose()  # aborts the request unless it has finished
+            try:
+                await outputs.aclose()  # aborts the request unless it has finished
+            finally:
+                self._running[request_id] -= 1
+                if not self._running[request_id]:
+                    del self._running[request_id]
 
     async def remove_lora(self, lora_id: int) -> bool:
         """Not of `EngineClient`: vLLM's own server leaves adapters in the engine."""
@@ -49,6 +60,8 @@ class Supervisor(EngineClient):  # type: ignore[misc]
 
     def tap(self, result: RequestOutput, sink: Sink, usage: Usage) -> DirectOutput | None:
         """Lead what comes after `result` straight to `sink`; None where that cannot be."""
+        if self._running[result.request_id] != 1:
+            return None  # vLLM would find another's, once this one has finished
         return tap(self._llm.output_processor, self.flushes, result, sink, usage)
 
 
