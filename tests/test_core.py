@@ -28,6 +28,7 @@ class HandCore:
         process = SimpleNamespace(exitcode=exitcode)
         manager = SimpleNamespace(processes=[process])
         self.resources = SimpleNamespace(engine_dead=False, engine_manager=manager)
+        self.utility_results: dict[int, asyncio.Future[Any]] = {}
         self.added: list[EngineCoreRequest] = []
         self.aborted: list[str] = []
         self._outputs: asyncio.Queue[EngineCoreOutputs | Exception] = asyncio.Queue()
@@ -255,6 +256,44 @@ async def test_one_that_cannot_be_added_does_not_hold_up_the_others(
     await until(lambda: hand.names == ["b"])
     with pytest.raises(ServeError, match="not this one"):
         await bench.tokens("a", 1)
+
+
+async def test_a_core_that_dies_before_anybody_goes_on_leaves_the_loop_free(bench: Bench) -> None:
+    await bench.add("a")
+    bench.hand.resources.engine_manager.processes[0].exitcode = -9
+    await bench.died()
+    hand = HandCore()
+    hand.resources.engine_dead = True  # said by vLLM's monitor, a thread, before the loop has heard of it
+    going_on = asyncio.create_task(bench.core.replace(hand))
+    await asyncio.sleep(0.05)
+    assert not going_on.done()
+    bench.hand = hand
+    bench.core.notice_death()
+    async with asyncio.timeout(5):
+        assert not await going_on
+    hand = bench.replace()
+    await until(lambda: hand.names == ["a"])
+
+
+async def test_who_asked_a_core_that_has_died_is_told(bench: Bench) -> None:
+    asked = bench.hand.utility_results[1] = asyncio.get_running_loop().create_future()
+    await bench.died()
+    with pytest.raises(EngineDeadError):
+        await asked
+
+
+async def test_what_worked_alone_when_workers_were_killed_is_not_poison(bench: Bench) -> None:
+    """Of a killed worker vLLM's engine dies too, by a failure of its own."""
+    await bench.add("a")
+    for _ in range(2):
+        before = bench.deaths
+        bench.hand.die()
+        await until(lambda: bench.deaths > before)  # noqa: B023
+        bench.core.died(killed=True)
+        hand = bench.replace()
+        await until(lambda: hand.names == ["a"])  # noqa: B023
+        hand.give("a", 7)
+        assert await bench.tokens("a", 1) == [7]
 
 
 async def test_giving_up_fails_everyone(bench: Bench) -> None:

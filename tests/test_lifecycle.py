@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from gemma_serve.engine import vllm_engine
+from gemma_serve.engine import restarts, vllm_engine
 from gemma_serve.engine.base import EngineState
 from gemma_serve.engine.lifecycle import VLLMEngine
-from gemma_serve.errors import ServeError
-from gemma_serve.settings import Settings
+from gemma_serve.engine.process_output import EngineOutput
+from gemma_serve.engine.restarts import Restarts
+from gemma_serve.errors import Conflict, EngineDied, ServeError
+from gemma_serve.settings import Settings, SupervisorSettings
 
 
 class Sleeper:
@@ -39,11 +42,98 @@ async def test_who_slept_after_requests_were_abandoned_takes_requests_again() ->
     assert engine.status.ready
 
 
+async def test_an_engine_that_dies_asleep_is_started_when_it_is_woken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, restarted = VLLMEngine(Settings(model={"name": "gemma-demo"})), []
+
+    async def restart() -> None:
+        restarted.append(engine.status.state)
+
+    monkeypatch.setattr(engine, "_restart", restart)
+    engine._llm, engine._serving = Sleeper(), object()  # type: ignore[assignment]
+    engine.status.set(EngineState.READY)
+    await engine.sleep(1)
+    engine._on_death()
+    await asyncio.sleep(0)
+    assert not restarted
+    await engine.wake()
+    assert restarted == [EngineState.READY]
+
+
+async def test_an_engine_that_is_started_again_does_not_sleep() -> None:
+    engine = VLLMEngine(Settings(model={"name": "gemma-demo"}))
+    engine._llm = Sleeper()
+    engine.status.set(EngineState.RESTARTING)
+    with pytest.raises(Conflict, match="restarting"):
+        await engine.sleep(1)
+
+
+async def test_an_engine_that_dies_while_it_goes_to_sleep_is_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, restarted = VLLMEngine(Settings(model={"name": "gemma-demo"})), asyncio.Event()
+
+    async def restart() -> None:
+        restarted.set()
+
+    class Mortal(Sleeper):
+        async def sleep(self, level: int) -> None:
+            engine._on_death()
+            raise EngineDeadError(suppress_context=True)
+
+    monkeypatch.setattr(engine, "_restart", restart)
+    engine._llm, engine._serving = Mortal(), object()  # type: ignore[assignment]
+    engine.status.set(EngineState.READY)
+    with pytest.raises(EngineDied):
+        await engine.sleep(1)
+    async with asyncio.timeout(5):
+        await restarted.wait()
+
+
+def test_starts_in_vain_are_counted_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(restarts, "time", SimpleNamespace(monotonic=lambda: now))
+    slow = Restarts(SupervisorSettings(max_restarts=3, restart_window_seconds=600))
+    for _ in range(3):
+        assert slow.next_wait() is not None
+        now += 500
+    assert slow.next_wait() is None
+    assert "3 times in vain" in slow.spent()
+    slow.succeeded()
+    assert slow.next_wait() is not None
+
+
+VLLMS_WORDS = (
+    "Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': %d}"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "sentence"),
+    [
+        (RuntimeError(VLLMS_WORDS % -9), "", "EngineCore was ended by SIGKILL"),
+        (RuntimeError(VLLMS_WORDS % 1), "", "ended without a word"),
+        (RuntimeError(VLLMS_WORDS % 1), "ERROR [EngineCore] ValueError: no such dtype\n", "no such dtype"),
+        (TimeoutError(), "", "did not answer within 600 s"),
+    ],
+)
+async def test_why_a_load_failed(error: Exception, said: str, sentence: str) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, said.encode())
+    os.close(writer)
+    output = EngineOutput(os.open(os.devnull, os.O_WRONLY))
+    output.forward(reader)
+    engine = VLLMEngine(Settings(model={"name": "gemma-demo"}))
+    assert sentence in await engine._reason(error, output)
+
+
 class MortalCore:
     """What `ReplaceableCore` needs of vLLM's client of an engine process."""
 
     def __init__(self) -> None:
         self.resources = SimpleNamespace(engine_dead=False, engine_manager=None)
+        self.utility_results: dict[int, asyncio.Future[Any]] = {}
         self.dead = asyncio.Event()
 
     async def get_output_async(self) -> Any:

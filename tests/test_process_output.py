@@ -46,7 +46,7 @@ def test_our_lines_pass_as_they_are_and_the_last_needs_no_end() -> None:
 @pytest.mark.parametrize(
     ("code", "cause"),
     [
-        (-9, "process VllmWorker-0 was ended by SIGKILL: is the machine, or the container, out of memory?"),
+        (-9, "process VllmWorker-0 was ended by SIGKILL: is the machine, or the container, short of memory?"),
         (-11, "process VllmWorker-0 was ended by SIGSEGV"),
         (-99, "process VllmWorker-0 was ended by signal 99"),
         (1, "RuntimeError: no such kernel"),

@@ -130,13 +130,16 @@ class ReplaceableCore:
             self._last_step = time.monotonic()
         return time.monotonic() - self._last_step
 
-    def died(self, *, hung: bool = False) -> None:
-        """The core is dead: keep its requests, and blame (see `quarantine`) who may have killed it."""
+    def died(self, *, hung: bool = False, killed: bool = False) -> None:
+        """The core is dead: keep its requests, and blame (see `quarantine`) who may have killed it.
+
+        `killed`: a worker of it was, from outside.
+        """
         entries = self._entries.live()
         begun = [entry for entry in entries if entry.sent]
         fresh = [entry for entry in begun if not self._entries.passed(entry.request.request_id)]
         suspects = {self._entries.client_request(entry): entry.request for entry in fresh or begun}
-        guilty = self._quarantine.blame(suspects, CRASHED if hung else self._weight())
+        guilty = self._quarantine.blame(suspects, self._weight(hung, killed))
         self._quarantine.forget_all_but({self._entries.client_request(entry) for entry in entries})
         for entry in entries:
             entry.sent = False
@@ -183,14 +186,17 @@ class ReplaceableCore:
     def _report(self, dead: AsyncMPClient) -> None:
         if self._dead is not dead:
             self._dead = dead
+            for future in dead.utility_results.values():  # vLLM would let who called it wait for ever
+                if not future.done():
+                    future.set_exception(EngineDeadError(suppress_context=True))
             self._changed.clear()
             self._close()
             self._on_death()
 
-    def _weight(self) -> int:
+    def _weight(self, hung: bool, killed: bool) -> int:
         processes = getattr(self._core.resources.engine_manager, "processes", ())
-        killed = any(process.exitcode == -signal.SIGKILL for process in processes)
-        return KILLED if killed else CRASHED
+        killed = killed or any(process.exitcode == -signal.SIGKILL for process in processes)
+        return KILLED if killed and not hung else CRASHED
 
     def _close(self) -> None:
         self._open.clear()
@@ -225,6 +231,8 @@ class ReplaceableCore:
         while waiting := [entry for entry in self._entries.live() if not entry.sent]:
             for entry in waiting:
                 await self._resume(entry)
+                if self._core.resources.engine_dead:
+                    await asyncio.Event().wait()  # until its death is reported, which cancels this
         self._open.set()
 
     async def _resume(self, entry: Entry) -> None:

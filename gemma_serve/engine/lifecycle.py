@@ -17,7 +17,8 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import logs
-from ..errors import EngineDied, NotImplementedHere, ServeError, StartupError
+from ..errors import Conflict, EngineDied, NotImplementedHere, ServeError, StartupError
+from ..periodic import every
 from ..settings import Settings
 from . import environment, vllm_import
 from .base import (
@@ -33,12 +34,13 @@ from .base import (
 )
 from .load_errors import sentence
 from .load_progress import Progress
-from .process_output import EngineOutput, formatted_stderr
+from .process_output import EngineOutput, formatted_stderr, killed_core
 from .processes import Footprint, end_children
 from .restarts import Restarts
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.core_client import AsyncMPClient
 
     from .core import ReplaceableCore
     from .vllm_engine import EngineBuilder, VLLMServing
@@ -50,7 +52,15 @@ _WATCH_SECONDS = 0.5
 _LOADER_SECONDS = 15
 _ANSWER_SECONDS = 600  # for vLLM's processes: asked when they have died, they never answer
 _KILLED_SECONDS = 30
+_SHORTEST_RESTART, _RESTART_BY_LOAD = 600, 5
+"""Seconds that a restart may take at least, and by how much more than the load, which may have downloaded."""
 _SOCKET_NAME, _LONGEST_SOCKET_PATH = 37, 107  # a slash and a UUID; sun_path of unix(7)
+
+
+_WITHOUT_A_WORD = (
+    "one of the engine's processes ended without a word, as when the kernel kills it: is the machine, or the "
+    "container, short of memory?"
+)
 
 
 class VLLMEngine:
@@ -65,6 +75,9 @@ class VLLMEngine:
         self._serving: VLLMServing | None = None
         self._loaded: LoadedModel | None = None
         self._footprint: Footprint | None = None
+        self._output: EngineOutput | None = None
+        self._load_seconds = 0.0
+        self._asleep = self._died_asleep = False
         self._restarts = Restarts(settings.supervisor)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loader: threading.Thread | None = None
@@ -94,16 +107,18 @@ class VLLMEngine:
 
     async def _load_and_watch(self) -> None:
         output: EngineOutput | None = None
+        started = time.monotonic()
         try:
             with formatted_stderr(self._progressed) as output:
                 llm = await self._in_daemon_thread(self._load)
+            self._output, self._load_seconds = output, time.monotonic() - started
             from .core import ReplaceableCore
             from .vllm_engine import serve
 
             self._phase("warming up")
             self._core = ReplaceableCore(llm.engine_core, llm.output_processor, self._on_death)
             llm.engine_core = self._core
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with every(_WATCH_SECONDS, self._notice_death), asyncio.timeout(_ANSWER_SECONDS):
                 serving = await serve(self._settings, llm, self.status)
             self._footprint = await asyncio.to_thread(Footprint)
             self._loaded = await asyncio.to_thread(serving.describe, self._settings)
@@ -122,6 +137,10 @@ class VLLMEngine:
             if llm.output_handler is not None and llm.output_handler.done():
                 # It has failed all requests and said why. The next request starts it anew.
                 llm.output_handler = None
+
+    async def _notice_death(self) -> None:
+        assert self._core is not None
+        self._core.notice_death()
 
     def _load(self) -> AsyncLLM:
         self._phase("importing vLLM")
@@ -149,12 +168,14 @@ class VLLMEngine:
         return self._llm
 
     async def _reason(self, error: Exception, output: EngineOutput | None) -> str:
-        cause = None
-        if output is not None:
+        cause: object = error
+        if isinstance(error, TimeoutError):
+            cause = f"the engine did not answer within {_ANSWER_SECONDS} s while it warmed up"
+        elif "root cause" in str(error) and output is not None:
             await asyncio.to_thread(output.ended.wait, 2)  # its last lines say what happened
-            cause = output.root_cause()
-        points_elsewhere = cause is not None and "root cause" in str(error)
-        return sentence(cause if points_elsewhere else error, self._settings.model.name)
+            otherwise = error if isinstance(error, ServeError) else _WITHOUT_A_WORD
+            cause = killed_core(str(error)) or output.root_cause() or otherwise
+        return sentence(cause, self._settings.model.name)
 
     def _phase(self, phase: str) -> None:
         if self._stopping:
@@ -190,13 +211,20 @@ class VLLMEngine:
         if self._serving is None:  # nobody has been promised anything yet: the load has failed
             assert self._core is not None
             self._core.give_up()
+        elif self._asleep:
+            self._died_asleep = (
+                True  # another one would take the memory that was to be free: `wake` starts it
+            )
         elif not self._stopping:
             self._background(self._restart())
 
     async def _restart(self) -> None:
         """Put another core in the place of the dead one."""
         assert self._core is not None and self._builder is not None and self._llm is not None
-        self._core.died(hung=self._footprint is not None and self._footprint.killed)
+        self._core.died(
+            hung=self._footprint is not None and self._footprint.killed,
+            killed=self._output is not None and self._output.worker_killed,
+        )
         await self._llm.renderer.clear_mm_cache_async()  # it counts on images that the dead engine had
         reason = "the engine's process ended unexpectedly"
         while (wait := self._restarts.next_wait()) is not None:
@@ -207,18 +235,27 @@ class VLLMEngine:
                     await asyncio.to_thread(self._footprint.remove)
                 await asyncio.sleep(wait)
                 with formatted_stderr() as output:
-                    core = await self._in_daemon_thread(self._builder.core)
-                self._footprint = await asyncio.to_thread(Footprint)
+                    core = await self._start_core(self._builder)
+                self._output, self._footprint = output, await asyncio.to_thread(Footprint)
             except Exception as error:
                 logger.debug("The engine failed to start again", exc_info=True)
                 await asyncio.to_thread(end_children)
                 reason = await self._reason(error, output)
                 continue
             if await self._core.replace(core):
+                self._restarts.succeeded()
                 self.status.set(EngineState.READY)
             return
         self._core.give_up()
         self.status.set(EngineState.DEAD, error=f"{reason}; {self._restarts.spent()}")
+
+    async def _start_core(self, builder: EngineBuilder) -> AsyncMPClient:
+        seconds = max(_SHORTEST_RESTART, _RESTART_BY_LOAD * self._load_seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._in_daemon_thread(builder.core)
+        except TimeoutError:
+            raise StartupError(f"the engine did not start within {seconds:.0f} s") from None
 
     async def stop(self) -> None:
         self._stopping = True
@@ -226,7 +263,7 @@ class VLLMEngine:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        if not self.status.error:
+        if not self.status.failed:
             self.status.set(EngineState.STOPPED)
         if self._core is not None:  # whoever waits for its output would wait for ever
             self._core.abandon(EngineDied("The engine was stopped before this request had ended."))
@@ -260,12 +297,29 @@ class VLLMEngine:
     async def sleep(self, level: int) -> None:
         self.require_sleep()
         assert self._llm is not None
-        self._weights_dropped = level > 1
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            await self._llm.sleep(level)
+        if self.status.state not in (EngineState.READY, EngineState.UNLOADED):  # the latter by `abandon`
+            raise Conflict(f"The engine is {self.status.state}: try again when it is ready.")
+        from .vllm_errors import mapped_errors
+
+        self._weights_dropped, self._asleep = level > 1, True
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                with mapped_errors():
+                    await self._llm.sleep(level)
+        except ServeError:
+            self._asleep = False
+            if self._died_asleep:
+                self._died_asleep = False
+                self._background(self._restart())
+            raise
 
     async def wake(self) -> None:
         assert self._llm is not None
+        self._asleep = False
+        if self._died_asleep:
+            self._died_asleep = False
+            await self._restart()
+            return
         async with asyncio.timeout(_ANSWER_SECONDS):
             if self._weights_dropped:
                 await self._llm.wake_up(["weights"])

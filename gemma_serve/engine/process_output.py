@@ -26,6 +26,8 @@ _SECONDARY = re.compile(r"root cause|background process|stack trace|^cancelled$"
 # A worker that a signal ends has no exception to tell.
 _WORKER_DIED = re.compile(r"Worker proc (\S+) died unexpectedly \(exit code: -(\d+)\)")
 
+_FAILED_CORE = re.compile(r"Failed core proc\(s\): \{'(\w+)': -(\d+)")
+
 
 def _ignore(progress: Progress) -> None:
     pass
@@ -61,6 +63,8 @@ class EngineOutput:
         self._on_progress = on_progress
         self._exceptions: deque[str] = deque(maxlen=20)
         self._last_progress = 0.0
+        self.worker_killed = False
+        """Was one of the engine's workers ended by SIGKILL, as the kernel does when memory is short?"""
         self.ended = threading.Event()
         """Set when the last process has closed its end."""
 
@@ -88,6 +92,7 @@ class EngineOutput:
                 self._exceptions.append(f"{name}: {message.strip()}")
         if (died := _WORKER_DIED.search(text)) is not None:
             self._exceptions.append(_ended_by_signal(died[1], int(died[2])))
+            self.worker_killed = int(died[2]) == signal.SIGKILL
         if (progress := progress_of(text)) is not None:
             self._on_progress(progress)
         if not _OURS.match(line):
@@ -104,10 +109,16 @@ class EngineOutput:
         return self._exceptions[-1] if self._exceptions else None
 
 
-def _ended_by_signal(worker: str, number: int) -> str:
+def killed_core(error: str) -> str | None:
+    """What `error`, vLLM's words for a start that failed, says of a signal that ended the engine."""
+    found = _FAILED_CORE.search(error)
+    return None if found is None else _ended_by_signal(found[1], int(found[2]))
+
+
+def _ended_by_signal(process: str, number: int) -> str:
     try:
         name = signal.Signals(number).name
     except ValueError:
         name = f"signal {number}"
-    hint = ": is the machine, or the container, out of memory?" if number == signal.SIGKILL else ""
-    return f"the engine's process {worker} was ended by {name}{hint}"
+    hint = ": is the machine, or the container, short of memory?" if number == signal.SIGKILL else ""
+    return f"the engine's process {process} was ended by {name}{hint}"

@@ -67,7 +67,7 @@ class EngineSwitch:
             await asyncio.shield(self._ending)
         if self._engine is not None:
             await self._engine.stop()
-        if not self.status.error and self.status.state is not EngineState.STOPPED:
+        if not self.status.failed and self.status.state is not EngineState.STOPPED:
             self.status.set(EngineState.STOPPED)
 
     # Changing models.
