@@ -11,6 +11,7 @@ from typing import Any
 from . import __version__
 from .admission import Admission
 from .cache import ResponseCache
+from .clients import Quotas
 from .drain import Drain
 from .engine.base import Engine, EngineState
 from .engine.installed import vllm_version
@@ -19,6 +20,8 @@ from .models import Models
 from .settings import Settings, digest
 from .stats import Stats
 from .storage import SharedStorage
+
+_AWAY_SECONDS = 3.0  # one slow answer of Redis is no reason to send everybody elsewhere
 
 
 class Health:
@@ -42,6 +45,10 @@ class Health:
         self._metrics = metrics
         self._storage = storage
         self._cache = cache
+        security = settings.security
+        # Without it who has a limit is refused; a key of the file may have one.
+        limited = security.quotas != Quotas() or security.api_keys_file is not None
+        self._needed = storage if storage is not None and not storage.fail_open and limited else None
         self._ready_when_full = settings.health.ready_when_full
         self._settings_digest = digest(settings)
         self._versions = {
@@ -59,7 +66,12 @@ class Health:
 
     def ready(self) -> bool:
         """Would a request sent now be served?"""
-        return self._engine.status.ready and not self._drain.begun and not self._overloaded()
+        return self._engine.status.ready and not (
+            self._drain.begun or self._overloaded() or self._storage_missing()
+        )
+
+    def _storage_missing(self) -> bool:
+        return self._needed is not None and self._needed.away_seconds > _AWAY_SECONDS
 
     def _overloaded(self) -> bool:
         return self._admission.full and not self._ready_when_full
@@ -70,6 +82,11 @@ class Health:
             return {"status": "draining", "reason": f"the server ends; {self._drain.active} requests run"}
         if status.ready and self._overloaded():
             return {"status": "overloaded", "reason": f"{self._admission.waiting} requests wait"}
+        if status.ready and self._storage_missing():
+            return {
+                "status": "storage_unavailable",
+                "reason": "Redis is away, with storage.fail_open=false",
+            }
         body: dict[str, Any] = {"status": str(status.state)}
         if status.phase:
             body["phase"] = status.phase

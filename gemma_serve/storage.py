@@ -51,8 +51,17 @@ class SharedStorage:
         self.redis: Redis = Redis(connection_pool=self.pool)
         self._errors = (RedisError, OSError, TimeoutError)
         self._paused_until = self._silent_until = 0.0
-        self.away = False
+        self._away_since: float | None = None
+
+    @property
+    def away(self) -> bool:
         """Did it fail to answer the last time?"""
+        return self._away_since is not None
+
+    @property
+    def away_seconds(self) -> float:
+        """For how long it has not answered."""
+        return 0.0 if self._away_since is None else time.monotonic() - self._away_since
 
     async def call(self, work: Callable[[], Awaitable[T]]) -> T:
         """`work`, which talks to Redis. Raises `StorageAway` within the setting's time."""
@@ -67,7 +76,7 @@ class SharedStorage:
             self._note(error)
             raise self._error() from error
         if self.away:
-            self.away, self._silent_until = False, 0.0
+            self._away_since, self._silent_until = None, 0.0
             logger.warning("Redis is back")
         return result
 
@@ -78,7 +87,8 @@ class SharedStorage:
     def _note(self, error: BaseException) -> None:
         now = time.monotonic()
         self._paused_until = now + _PAUSE_SECONDS
-        self.away = True
+        if self._away_since is None:
+            self._away_since = now
         if now >= self._silent_until:
             self._silent_until = now + _LOG_SECONDS
             then = "requests pass without limits" if self.fail_open else "requests are refused"

@@ -207,6 +207,34 @@ async def test_redis_up_and_away(tmp_path: Path) -> None:
                     await asyncio.sleep(0.05)
 
 
+@pytest.mark.parametrize("fail_open", [False, True])
+async def test_ready_means_that_requests_pass_without_redis(fail_open: bool, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        redis_url = stack.enter_context(running_redis(tmp_path / "socket"))
+        storage = {"url": redis_url, "timeout_seconds": 0.5, "fail_open": fail_open}
+        given = settings(storage=storage, security={"rate_limit_per_minute": 6000})
+        async with (
+            serving(create_app(given, FakeEngine())) as url,
+            httpx.AsyncClient(base_url=url, timeout=60) as client,
+        ):
+            assert (await client.get("/health/ready")).status_code == 200
+            stack.close()
+            async with asyncio.timeout(20):
+                while True:
+                    ready = await client.get("/health/ready")
+                    asked = await client.post("/v1/chat/completions", json=CHAT)
+                    details = (await client.get("/health/status")).json()
+                    if details["dependencies"]["redis"] == "away" and (fail_open or ready.status_code == 503):
+                        break
+                    await asyncio.sleep(0.1)
+            assert asked.status_code == ready.status_code == (200 if fail_open else 503)
+            assert fail_open or ready.json()["status"] == "storage_unavailable"
+            stack.enter_context(running_redis(tmp_path / "socket"))
+            async with asyncio.timeout(20):
+                while (await client.get("/health/ready")).status_code != 200:
+                    await asyncio.sleep(0.05)
+
+
 async def test_the_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gemma_serve.stats")
     engine = FakeEngine(hang_at=1)
