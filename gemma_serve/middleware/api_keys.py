@@ -67,9 +67,11 @@ class Authentication:
                 "Without API keys, admin routes are only for this machine itself: set "
                 "security.api_keys_file, with a key that has the scope 'admin'."
             )
-        blockable = not self._policy.is_exempt(scope)
-        if blockable:
+        exempt = self._policy.is_exempt(scope)
+        if not exempt:
             self._blocks.check(anonymous.id)
+        elif sent is not None:  # or guessing could go on there
+            self._blocks.check(anonymous.id, "authentication")
         if sent is None:
             if self._required or needed == "admin":
                 raise Unauthenticated(
@@ -83,7 +85,7 @@ class Authentication:
                 await self._blocks.strike(anonymous.id, "authentication")
                 raise
             return anonymous  # OpenAI's clients always send something
-        if blockable:
+        if not exempt:
             self._blocks.check(client.id)
         if needed is not None and needed not in client.scopes:
             raise PermissionDenied(f"This API key lacks the scope {needed!r}.")
