@@ -62,6 +62,15 @@ async def test_what_is_not_http_is_answered_plainly(sent: bytes) -> None:
         assert b"connection: close" in head.lower()
 
 
+async def test_admin_without_keys_is_not_for_a_proxy_that_names_nobody() -> None:
+    """As nginx asks by `proxy_pass http://127.0.0.1:8000` and nothing else."""
+    async with serving(create_app(settings(), FakeEngine())) as url:
+        for version, status in ((b"1.0", 403), (b"1.1", 404)):
+            host = url.removeprefix("http://").encode()
+            head = b"GET /admin/nothing HTTP/%b\r\nHost: %b\r\nConnection: close\r\n\r\n"
+            assert (await exchange(url, head % (version, host)))[0] == status
+
+
 @pytest.mark.parametrize(
     "pieces",
     [

@@ -127,7 +127,9 @@ def _anonymous(quotas: Quotas, host: str) -> Client:
 
 
 def _is_local(scope: Scope) -> bool:
-    """A program on this machine: neither a proxy with somebody behind it, nor a page in a browser."""
+    """A program on this machine: neither a page in a browser, nor a proxy, as far as one can be told."""
+    if scope["http_version"] == "1.0":  # nginx's to what it passes on, with nothing that names the client
+        return False
     try:
         loopback = ipaddress.ip_address((scope.get("client") or ("",))[0]).is_loopback
     except ValueError:
