@@ -101,7 +101,10 @@ def write_keys(path: Path, entries: Sequence[KeyEntry]) -> None:
             new.flush()
             os.fsync(new.fileno())
             if target.exists():  # the server may run as another user
-                os.fchmod(new.fileno(), target.stat().st_mode)
+                before = target.stat()
+                if os.geteuid() == 0:
+                    os.fchown(new.fileno(), before.st_uid, before.st_gid)
+                os.fchmod(new.fileno(), before.st_mode)
         os.replace(new.name, target)
     except OSError as error:
         raise KeyFileError(f"{path} cannot be written: {error.strerror}") from error

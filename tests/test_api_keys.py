@@ -20,7 +20,7 @@ from gemma_serve.api_keys import ApiKeys, digest_of
 from gemma_serve.app import create_app
 from gemma_serve.clients import current_client
 from gemma_serve.errors import StartupError, Unauthenticated
-from gemma_serve.key_file import KeyEntry, read_keys, write_keys
+from gemma_serve.key_file import KeyEntry, edited, read_keys, write_keys
 from gemma_serve.logs import JsonFormatter
 from gemma_serve.settings import ServerSettings, Settings, SettingsError, masked
 
@@ -320,6 +320,16 @@ def test_the_command_makes_lists_revokes_and_verifies(tmp_path: Path) -> None:
     ):
         result = run("keys", *wrong, *option)
         assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root edits what is another's and leaves it theirs")
+def test_an_edit_by_root_leaves_the_file_to_its_owner(file: Path) -> None:
+    os.chown(file, 1234, 4321)
+    file.chmod(0o640)
+    with edited(file) as entries:
+        entries.pop()
+    found = file.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (1234, 4321, 0o640)
 
 
 def test_check_masks_keys() -> None:
