@@ -12,7 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -118,19 +118,16 @@ def _create(options: argparse.Namespace) -> int:
     return 0
 
 
-def _time(text: str | None) -> datetime | str | None:
-    """`30d` from now; anything else is for `KeyEntry` to read."""
+def _time(text: str | None) -> datetime | date | None:
+    """`30d` from now; when a day ends is for `KeyEntry` to say."""
     if text is None:
         return None
     if match := re.fullmatch(r"(\d{1,5})([hdw])", text):
         return (datetime.now(UTC) + timedelta(**{_UNITS[match[2]]: int(match[1])})).replace(microsecond=0)
     try:
-        when = datetime.fromisoformat(text)
+        return date.fromisoformat(text) if len(text) <= len("2027-01-31") else datetime.fromisoformat(text)
     except ValueError as error:
         raise StartupError(f"--expires {text}: write 2027-01-31, or 12h, 30d or 8w from now") from error
-    if len(text) <= len("2027-01-31"):
-        when += timedelta(days=1)  # good until the end of that day
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from gemma_serve.api_keys import ApiKeys, digest_of
 from gemma_serve.app import create_app
 from gemma_serve.clients import current_client
 from gemma_serve.errors import StartupError, Unauthenticated
-from gemma_serve.key_file import KeyEntry, edited, read_keys, write_keys
+from gemma_serve.key_file import KeyEntry, KeyFileError, edited, read_keys, write_keys
 from gemma_serve.logs import JsonFormatter
 from gemma_serve.settings import ServerSettings, Settings, SettingsError, masked
 
@@ -229,33 +229,34 @@ async def test_logs_have_the_name_and_never_the_key(file: Path, caplog: pytest.L
     assert KEY not in text
 
 
+def good(keys: ApiKeys, key: str) -> bool:
+    try:
+        keys.authenticate(key)
+    except Unauthenticated:
+        return False
+    return True
+
+
 async def test_an_edit_takes_effect_and_a_broken_one_does_not(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys = ApiKeys(settings(security={"api_keys_file": file}).security)
-
-    def good(key: str) -> bool:
-        try:
-            keys.authenticate(key)
-        except Unauthenticated:
-            return False
-        return True
-
     new = "sk-new-0123456789abcdef"
     async with keys.watched():
-        assert good(KEY) and not good(new)
+        assert good(keys, KEY) and not good(keys, new)
         write_keys(file, [entry("new", new)])
-        await until(lambda: good(new) and not good(KEY))
-        for broken in ("keys: [{name: a}]", "keys: {", "\xff", "keys: 5", "other: []", ""):
+        await until(lambda: good(keys, new) and not good(keys, KEY))
+        no_day = f"keys: [{{name: a, sha256: '{'0' * 64}', expires: 2027-02-30}}]"
+        for broken in ("keys: [{name: a}]", "keys: {", "\xff", "keys: 5", "other: []", "", no_day):
             caplog.clear()
             file.write_text(broken)  # noqa: ASYNC240
             await until(lambda: any("stay in use" in record.message for record in caplog.records))
-            assert good(new)
+            assert good(keys, new)
         os.remove(file)
         await asyncio.sleep(0)
-        assert good(new)
+        assert good(keys, new)
         write_keys(file, [entry("alice", KEY)])
-        await until(lambda: good(KEY) and not good(new))
+        await until(lambda: good(keys, KEY) and not good(keys, new))
 
 
 def test_keys_of_the_list_are_named_by_their_digest(caplog: pytest.LogCaptureFixture) -> None:
@@ -286,6 +287,36 @@ def test_a_wrong_file_is_explained_without_its_values(tmp_path: Path) -> None:
     assert "keys[0].limit" in refused(["keys:", f"- {{name: a, sha256: '{digest}', limit: {{}}}}"], path)
 
 
+@pytest.mark.parametrize(
+    ("written", "end"),
+    [
+        ("2027-01-31", "2027-02-01 00:00 UTC"),
+        ("'2027-01-31'", "2027-02-01 00:00 UTC"),
+        ("9999-12-31", "9999-12-31 23:59 UTC"),
+        ("2027-01-31 12:00", "2027-01-31 12:00 UTC"),
+        ("'2027-01-31T12:00'", "2027-01-31 12:00 UTC"),
+        ("2027-01-31T12:00:00+05:00", "2027-01-31 07:00 UTC"),
+        ("9999-12-31T23:00:00-05:00", None),
+        ("2027-02-30", None),
+        ("'2027-02-30'", None),
+        ("soon", None),
+    ],
+)
+def test_when_a_key_ends(tmp_path: Path, written: str, end: str | None) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text(f"keys: [{{name: a, sha256: '{digest_of(KEY).hex()}', expires: {written}}}]")
+    if end is None:
+        with pytest.raises(KeyFileError, match=str(path)):
+            read_keys(path)
+        return
+    (read,) = read_keys(path)
+    row = cli_keys._row(read)
+    assert (row["EXPIRES"], row["STATE"]) == (end, "active")
+    assert good(ApiKeys(settings(security={"api_keys_file": path}).security), KEY)
+    write_keys(path, [read])
+    assert read_keys(path) == [read]
+
+
 def test_keys_that_are_required_must_exist() -> None:
     with pytest.raises(SettingsError, match="nobody could get in"):
         Settings.load(environ={"GEMMA_SECURITY_API_KEY_REQUIRED": "true"}, env_file=None)
@@ -307,7 +338,10 @@ def test_the_command_makes_lists_revokes_and_verifies(tmp_path: Path) -> None:
     assert stored.sha256 == digest_of(key).hex()
     assert stored.limits.requests_per_minute == 60
     assert "used once" in run("keys", "create", "ci", *option).stderr
-    assert "ci" in run("keys", "list", *option).stdout
+    made = run("keys", "create", "for-ever", *option, "--expires", "9999-12-31")
+    assert made.returncode == 0, made.stderr
+    shown = run("keys", "list", *option).stdout
+    assert "ci" in shown and "9999-12-31" in shown
     assert run("keys", "verify", *option, stdin=key).returncode == 0
     assert run("keys", "verify", *option, stdin="sk-wrong").returncode == 1
     assert run("keys", "revoke", "ci", *option).returncode == 0
@@ -316,6 +350,7 @@ def test_the_command_makes_lists_revokes_and_verifies(tmp_path: Path) -> None:
     for wrong in (
         ("create", "a b"),
         ("create", "x", "--expires", "soon"),
+        ("create", "x", "--expires", "2027-02-30"),
         ("create", "x", "--in-flight=-1"),
     ):
         result = run("keys", *wrong, *option)
