@@ -259,6 +259,18 @@ async def test_an_edit_takes_effect_and_a_broken_one_does_not(
         await until(lambda: good(keys, KEY) and not good(keys, new))
 
 
+async def test_an_edit_that_keeps_size_and_time_takes_effect(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    write_keys(path, [entry("alice", KEY)])
+    keys = ApiKeys(settings(security={"api_keys_file": path}).security)
+    before = path.stat()
+    async with keys.watched():
+        path.write_text(path.read_text().replace(digest_of(KEY).hex(), digest_of(ADMIN).hex()))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        await until(lambda: good(keys, ADMIN))
+        assert not good(keys, KEY)
+
+
 def test_keys_of_the_list_are_named_by_their_digest(caplog: pytest.LogCaptureFixture) -> None:
     keys = ApiKeys(
         Settings.load(environ={"GEMMA_SECURITY_API_KEYS": f"{KEY}, short"}, env_file=None).security
