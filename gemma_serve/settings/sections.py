@@ -234,7 +234,7 @@ class LimitsSettings(Section):
     """Largest JSON schema, or tools together, in bytes; grammars are compiled from them."""
     max_images: int = Field(default=16, ge=0)
     """Most images of one request."""
-    max_json_depth: int = Field(default=64, ge=8, le=1000)
+    max_json_depth: int = Field(default=64, ge=8, le=200)  # orjson writes 254 levels, some of them ours
     """Deepest nesting of a request's JSON."""
     request_timeout_seconds: float = Field(default=0, ge=0)
     """Longest time for one answer, after which it ends with an error; 0 is no limit."""
