@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 from collections.abc import Iterable
@@ -335,6 +336,37 @@ def test_keys_that_are_required_must_exist() -> None:
     for environ in ({"GEMMA_SECURITY_PUBLIC_PATHS": "/*"}, {"GEMMA_SECURITY_PUBLIC_PATHS": "/admin/blocks"}):
         with pytest.raises(SettingsError, match="must not be public"):
             Settings.load(environ=environ, env_file=None)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ([""], "key 1 of 1 is empty"),
+        ([KEY, "  "], "key 2 of 2 is empty"),
+        ([f" {KEY}"], "key 1 of 1 has blanks around it"),
+        ([f"{KEY}\n"], "key 1 of 1 has blanks around it"),
+    ],
+)
+def test_a_key_that_nobody_could_send_is_refused(tmp_path: Path, keys: list[str], words: str) -> None:
+    config = tmp_path / "server.yaml"
+    config.write_text(json.dumps({"security": {"api_keys": keys}}))
+    for given in ({"config": config}, {"environ": {"GEMMA_SECURITY_API_KEYS": json.dumps(keys)}}):
+        with pytest.raises(SettingsError, match=words) as caught:
+            Settings.load(**{"environ": {}, "env_file": None} | given)
+        assert "security.api_keys" in str(caught.value) and KEY not in str(caught.value)
+
+
+async def test_an_empty_subprotocol_is_no_key(file: Path) -> None:
+    async with serving(protected(file, block_after_failures=1)) as url:
+        offered: Any = ["openai-insecure-api-key."]
+        for _ in range(2):  # nor a wrong one, which would block
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                await websockets.connect(url.replace("http", "ws") + "/ws", subprotocols=offered)
+            assert refused.value.response.status_code == 401
+            assert b"didn't provide" in refused.value.response.body
+        offered.append(f"openai-insecure-api-key.{KEY}")
+        async with websockets.connect(url.replace("http", "ws") + "/echo", subprotocols=offered) as socket:
+            assert await socket.recv() == '["alice",[]]'
 
 
 def test_the_command_makes_lists_revokes_and_verifies(tmp_path: Path) -> None:

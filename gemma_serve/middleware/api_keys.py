@@ -106,7 +106,7 @@ def _sent_key(scope: Scope) -> str | None:
         offered = scope.get("subprotocols", [])
         for protocol in offered:
             if protocol.startswith(_SUBPROTOCOL):
-                sent = sent or protocol.removeprefix(_SUBPROTOCOL)
+                sent = sent or protocol.removeprefix(_SUBPROTOCOL) or None
         scope["subprotocols"] = [name for name in offered if not name.startswith(_SUBPROTOCOL)]
     return sent
 
