@@ -22,7 +22,7 @@ from .api_keys import digest_of
 from .clients import Scope
 from .errors import StartupError, field_path
 from .key_file import KeyEntry, KeyLimits, edited, read_keys
-from .settings import ServerSettings, load_with_sources
+from .settings import load_with_sources
 
 _EPILOG = """\
 The file is --file, or the setting security.api_keys_file. A running server takes an edit up within 2 s.
@@ -180,7 +180,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _usage(options: argparse.Namespace) -> int:
     server = load_with_sources(config=options.config)[0].server
-    url = (options.url or _url(server)).rstrip("/").removesuffix("/v1")
+    url = (options.url or server.local_url).rstrip("/").removesuffix("/v1")
     request = urllib.request.Request(f"{url}/admin/usage?days={options.days}")
     if key := os.environ.get("OPENAI_API_KEY"):
         request.add_header("Authorization", f"Bearer {key}")
@@ -207,13 +207,6 @@ def _usage(options: argparse.Namespace) -> int:
         ]
     )
     return 0
-
-
-def _url(server: ServerSettings) -> str:
-    """Where a server with these settings answers on its own machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
-    scheme = "https" if server.tls_certificate else "http"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{server.port}"
 
 
 def _message(text: str) -> str:

@@ -23,7 +23,7 @@ from gemma_serve.clients import current_client
 from gemma_serve.errors import StartupError, Unauthenticated
 from gemma_serve.key_file import KeyEntry, KeyFileError, edited, read_keys, write_keys
 from gemma_serve.logs import JsonFormatter
-from gemma_serve.settings import ServerSettings, Settings, SettingsError, masked
+from gemma_serve.settings import Settings, SettingsError, masked
 
 from .conftest import serving, until
 from .fake_engine import FakeEngine
@@ -431,15 +431,3 @@ def test_check_masks_keys() -> None:
 )
 def test_passwords_of_urls_are_masked(url: str, shown: str) -> None:
     assert masked("url", url) == shown
-
-
-@pytest.mark.parametrize(
-    ("server", "url"),
-    [
-        ({}, "http://127.0.0.1:8000"),
-        ({"host": "::1", "port": 80}, "http://[::1]:80"),
-        ({"host": "::", "tls_certificate": __file__, "tls_private_key": __file__}, "https://[::1]:8000"),
-    ],
-)
-def test_usage_is_asked_of_the_server_of_the_settings(server: dict[str, Any], url: str) -> None:
-    assert cli_keys._url(ServerSettings(**server)) == url
