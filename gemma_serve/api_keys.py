@@ -128,4 +128,5 @@ def _version(path: Path | None) -> tuple[int, ...] | None:
         found = path.stat() if path else None
     except OSError:
         return None
-    return found and (found.st_mtime_ns, found.st_size, found.st_ino)
+    # Not the time of its content, which some copy along, and which a change of who may read it leaves.
+    return found and (found.st_ctime_ns, found.st_size, found.st_ino)

@@ -72,9 +72,11 @@ class Blocks:
         self.refused = 0
         """Requests of blocked clients since the start."""
 
-    def check(self, client: str) -> None:
-        """Raises `Blocked` while the client is."""
+    def check(self, client: str, reason: Reason | None = None) -> None:
+        """Raises `Blocked` while the client is, for that reason or for any."""
         if not self._blocks or (block := self._blocks.get(client)) is None:
+            return
+        if reason not in (None, block.reason):
             return
         left = block.until - time.time()
         if left <= 0:

@@ -55,10 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _url(options: argparse.Namespace) -> str:
-    if options.url is None:
-        server = load_with_sources(config=options.config)[0].server
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(server.host, server.host)
-        options.url = f"{'https' if server.tls_certificate else 'http'}://{host}:{server.port}"
-    url = options.url.rstrip("/").removesuffix("/v1")
+    url = options.url or load_with_sources(config=options.config)[0].server.local_url
+    url = url.rstrip("/").removesuffix("/v1")
     url = url if "://" in url else f"http://{url}"
     return f"ws{url.removeprefix('http')}/ws" if url.startswith(("http://", "https://")) else url

@@ -12,7 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,7 +22,7 @@ from .api_keys import digest_of
 from .clients import Scope
 from .errors import StartupError, field_path
 from .key_file import KeyEntry, KeyLimits, edited, read_keys
-from .settings import ServerSettings, load_with_sources
+from .settings import load_with_sources
 
 _EPILOG = """\
 The file is --file, or the setting security.api_keys_file. A running server takes an edit up within 2 s.
@@ -118,19 +118,16 @@ def _create(options: argparse.Namespace) -> int:
     return 0
 
 
-def _time(text: str | None) -> datetime | str | None:
-    """`30d` from now; anything else is for `KeyEntry` to read."""
+def _time(text: str | None) -> datetime | date | None:
+    """`30d` from now; when a day ends is for `KeyEntry` to say."""
     if text is None:
         return None
     if match := re.fullmatch(r"(\d{1,5})([hdw])", text):
         return (datetime.now(UTC) + timedelta(**{_UNITS[match[2]]: int(match[1])})).replace(microsecond=0)
     try:
-        when = datetime.fromisoformat(text)
+        return date.fromisoformat(text) if len(text) <= len("2027-01-31") else datetime.fromisoformat(text)
     except ValueError as error:
         raise StartupError(f"--expires {text}: write 2027-01-31, or 12h, 30d or 8w from now") from error
-    if len(text) <= len("2027-01-31"):
-        when += timedelta(days=1)  # good until the end of that day
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -183,7 +180,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _usage(options: argparse.Namespace) -> int:
     server = load_with_sources(config=options.config)[0].server
-    url = (options.url or _url(server)).rstrip("/").removesuffix("/v1")
+    url = (options.url or server.local_url).rstrip("/").removesuffix("/v1")
     request = urllib.request.Request(f"{url}/admin/usage?days={options.days}")
     if key := os.environ.get("OPENAI_API_KEY"):
         request.add_header("Authorization", f"Bearer {key}")
@@ -210,13 +207,6 @@ def _usage(options: argparse.Namespace) -> int:
         ]
     )
     return 0
-
-
-def _url(server: ServerSettings) -> str:
-    """Where a server with these settings answers on its own machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
-    scheme = "https" if server.tls_certificate else "http"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{server.port}"
 
 
 def _message(text: str) -> str:

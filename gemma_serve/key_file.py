@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 
 from .clients import Quotas, Scope
 from .errors import StartupError, field_path
@@ -27,12 +35,25 @@ class KeyFileError(StartupError):
 
 
 def _end_of(value: Any) -> Any:
-    """A bare date is good until its end, in UTC; a time without a zone is in UTC."""
-    if isinstance(value, date) and not isinstance(value, datetime):
-        return datetime(value.year, value.month, value.day, tzinfo=UTC) + timedelta(days=1)
-    if isinstance(value, datetime) and value.tzinfo is None:
-        return value.replace(tzinfo=UTC)
-    return value
+    """A bare date is good until its end, in UTC; 9999-12-31 has none, and so is never over."""
+    if isinstance(value, str):  # a date in quotes is no less one
+        with contextlib.suppress(ValueError):
+            value = date.fromisoformat(value)
+    if isinstance(value, datetime) or not isinstance(value, date):
+        return value
+    if value == date.max:
+        return datetime.max.replace(tzinfo=UTC)
+    return datetime(value.year, value.month, value.day, tzinfo=UTC) + timedelta(days=1)
+
+
+def _in_utc(value: datetime | None) -> datetime | None:
+    """A time without a zone is in UTC."""
+    if value is None or value.tzinfo is None:
+        return value and value.replace(tzinfo=UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("lies outside the years 1 to 9999 in UTC") from None
 
 
 class KeyLimits(BaseModel):
@@ -59,7 +80,7 @@ class KeyEntry(BaseModel):
     limits: KeyLimits = KeyLimits()
     weight: Annotated[float, Field(gt=0)] = 1.0
     priority: int = 0
-    expires: Annotated[datetime | None, BeforeValidator(_end_of)] = None
+    expires: Annotated[datetime | None, BeforeValidator(_end_of), AfterValidator(_in_utc)] = None
     disabled: bool = False
 
 
@@ -75,6 +96,8 @@ def read_keys(path: Path) -> list[KeyEntry]:
         raise KeyFileError(f"there is no keys' file {path}; `gemma-server keys create` makes it") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise KeyFileError(f"{path} cannot be read as YAML: {' '.join(str(error).split()):.300}") from error
+    except ValueError as error:  # PyYAML's own of 2027-02-30
+        raise KeyFileError(f"{path} has a date or number that does not exist: {error}") from error
     if not isinstance(content, dict) or content.keys() != {"keys"}:
         raise KeyFileError(f"{path} must hold `keys:` and a list of them, and nothing else")
     try:
@@ -101,7 +124,10 @@ def write_keys(path: Path, entries: Sequence[KeyEntry]) -> None:
             new.flush()
             os.fsync(new.fileno())
             if target.exists():  # the server may run as another user
-                os.fchmod(new.fileno(), target.stat().st_mode)
+                before = target.stat()
+                if os.geteuid() == 0:
+                    os.fchown(new.fileno(), before.st_uid, before.st_gid)
+                os.fchmod(new.fileno(), before.st_mode)
         os.replace(new.name, target)
     except OSError as error:
         raise KeyFileError(f"{path} cannot be written: {error.strerror}") from error

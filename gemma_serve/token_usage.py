@@ -15,6 +15,9 @@ _PER_IMAGE = 256  # Gemma 3's
 _ANSWER = 256  # where the request does not say how long it may be
 _PROMPTS = ("messages", "prompt", "input", "system", "instructions", "tools", "response_format")
 _MOST = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+# Anthropic's first leaves out the others: https://docs.anthropic.com/en/docs/build-with-claude/prompt-caching.
+# OpenAI's has them in it, and tells of them one level below.
+_INPUT = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 
 
 def estimate_tokens(body: dict[str, Any]) -> tuple[int, int]:
@@ -58,8 +61,10 @@ def note_answer(answer: dict[str, Any], record: RequestRecord) -> None:
     """Write into the record what an answer of OpenAI's Responses or Anthropic's Messages says it took."""
     usage = answer.get("usage")
     if isinstance(usage, dict):
-        prompt = usage.get("prompt_tokens", record.prompt_tokens)  # of embeddings
-        record.prompt_tokens = usage.get("input_tokens", prompt)
+        if "input_tokens" in usage:
+            record.prompt_tokens = sum(usage.get(name) or 0 for name in _INPUT)
+        else:  # of embeddings
+            record.prompt_tokens = usage.get("prompt_tokens", record.prompt_tokens)
         record.completion_tokens = usage.get("output_tokens", record.completion_tokens)
 
 

@@ -63,7 +63,7 @@ class FakeEngine:
         error: BaseException | None = None,
         ready: bool = True,
         pause: float = 0.0,
-        usage: dict[str, int] | None = None,
+        usage: dict[str, Any] | None = None,
     ) -> None:
         self.adapters: dict[str, str] = {}
         self.adapters_load = asyncio.Event()

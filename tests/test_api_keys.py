@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 from collections.abc import Iterable
@@ -20,9 +21,9 @@ from gemma_serve.api_keys import ApiKeys, digest_of
 from gemma_serve.app import create_app
 from gemma_serve.clients import current_client
 from gemma_serve.errors import StartupError, Unauthenticated
-from gemma_serve.key_file import KeyEntry, read_keys, write_keys
+from gemma_serve.key_file import KeyEntry, KeyFileError, edited, read_keys, write_keys
 from gemma_serve.logs import JsonFormatter
-from gemma_serve.settings import ServerSettings, Settings, SettingsError, masked
+from gemma_serve.settings import Settings, SettingsError, masked
 
 from .conftest import serving, until
 from .fake_engine import FakeEngine
@@ -229,33 +230,46 @@ async def test_logs_have_the_name_and_never_the_key(file: Path, caplog: pytest.L
     assert KEY not in text
 
 
+def good(keys: ApiKeys, key: str) -> bool:
+    try:
+        keys.authenticate(key)
+    except Unauthenticated:
+        return False
+    return True
+
+
 async def test_an_edit_takes_effect_and_a_broken_one_does_not(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys = ApiKeys(settings(security={"api_keys_file": file}).security)
-
-    def good(key: str) -> bool:
-        try:
-            keys.authenticate(key)
-        except Unauthenticated:
-            return False
-        return True
-
     new = "sk-new-0123456789abcdef"
     async with keys.watched():
-        assert good(KEY) and not good(new)
+        assert good(keys, KEY) and not good(keys, new)
         write_keys(file, [entry("new", new)])
-        await until(lambda: good(new) and not good(KEY))
-        for broken in ("keys: [{name: a}]", "keys: {", "\xff", "keys: 5", "other: []", ""):
+        await until(lambda: good(keys, new) and not good(keys, KEY))
+        no_day = f"keys: [{{name: a, sha256: '{'0' * 64}', expires: 2027-02-30}}]"
+        for broken in ("keys: [{name: a}]", "keys: {", "\xff", "keys: 5", "other: []", "", no_day):
             caplog.clear()
             file.write_text(broken)  # noqa: ASYNC240
             await until(lambda: any("stay in use" in record.message for record in caplog.records))
-            assert good(new)
+            assert good(keys, new)
         os.remove(file)
         await asyncio.sleep(0)
-        assert good(new)
+        assert good(keys, new)
         write_keys(file, [entry("alice", KEY)])
-        await until(lambda: good(KEY) and not good(new))
+        await until(lambda: good(keys, KEY) and not good(keys, new))
+
+
+async def test_an_edit_that_keeps_size_and_time_takes_effect(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    write_keys(path, [entry("alice", KEY)])
+    keys = ApiKeys(settings(security={"api_keys_file": path}).security)
+    before = path.stat()
+    async with keys.watched():
+        path.write_text(path.read_text().replace(digest_of(KEY).hex(), digest_of(ADMIN).hex()))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        await until(lambda: good(keys, ADMIN))
+        assert not good(keys, KEY)
 
 
 def test_keys_of_the_list_are_named_by_their_digest(caplog: pytest.LogCaptureFixture) -> None:
@@ -286,12 +300,73 @@ def test_a_wrong_file_is_explained_without_its_values(tmp_path: Path) -> None:
     assert "keys[0].limit" in refused(["keys:", f"- {{name: a, sha256: '{digest}', limit: {{}}}}"], path)
 
 
+@pytest.mark.parametrize(
+    ("written", "end"),
+    [
+        ("2027-01-31", "2027-02-01 00:00 UTC"),
+        ("'2027-01-31'", "2027-02-01 00:00 UTC"),
+        ("9999-12-31", "9999-12-31 23:59 UTC"),
+        ("2027-01-31 12:00", "2027-01-31 12:00 UTC"),
+        ("'2027-01-31T12:00'", "2027-01-31 12:00 UTC"),
+        ("2027-01-31T12:00:00+05:00", "2027-01-31 07:00 UTC"),
+        ("9999-12-31T23:00:00-05:00", None),
+        ("2027-02-30", None),
+        ("'2027-02-30'", None),
+        ("soon", None),
+    ],
+)
+def test_when_a_key_ends(tmp_path: Path, written: str, end: str | None) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text(f"keys: [{{name: a, sha256: '{digest_of(KEY).hex()}', expires: {written}}}]")
+    if end is None:
+        with pytest.raises(KeyFileError, match=str(path)):
+            read_keys(path)
+        return
+    (read,) = read_keys(path)
+    row = cli_keys._row(read)
+    assert (row["EXPIRES"], row["STATE"]) == (end, "active")
+    assert good(ApiKeys(settings(security={"api_keys_file": path}).security), KEY)
+    write_keys(path, [read])
+    assert read_keys(path) == [read]
+
+
 def test_keys_that_are_required_must_exist() -> None:
     with pytest.raises(SettingsError, match="nobody could get in"):
         Settings.load(environ={"GEMMA_SECURITY_API_KEY_REQUIRED": "true"}, env_file=None)
     for environ in ({"GEMMA_SECURITY_PUBLIC_PATHS": "/*"}, {"GEMMA_SECURITY_PUBLIC_PATHS": "/admin/blocks"}):
         with pytest.raises(SettingsError, match="must not be public"):
             Settings.load(environ=environ, env_file=None)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ([""], "key 1 of 1 is empty"),
+        ([KEY, "  "], "key 2 of 2 is empty"),
+        ([f" {KEY}"], "key 1 of 1 has blanks around it"),
+        ([f"{KEY}\n"], "key 1 of 1 has blanks around it"),
+    ],
+)
+def test_a_key_that_nobody_could_send_is_refused(tmp_path: Path, keys: list[str], words: str) -> None:
+    config = tmp_path / "server.yaml"
+    config.write_text(json.dumps({"security": {"api_keys": keys}}))
+    for given in ({"config": config}, {"environ": {"GEMMA_SECURITY_API_KEYS": json.dumps(keys)}}):
+        with pytest.raises(SettingsError, match=words) as caught:
+            Settings.load(**{"environ": {}, "env_file": None} | given)
+        assert "security.api_keys" in str(caught.value) and KEY not in str(caught.value)
+
+
+async def test_an_empty_subprotocol_is_no_key(file: Path) -> None:
+    async with serving(protected(file, block_after_failures=1)) as url:
+        offered: Any = ["openai-insecure-api-key."]
+        for _ in range(2):  # nor a wrong one, which would block
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                await websockets.connect(url.replace("http", "ws") + "/ws", subprotocols=offered)
+            assert refused.value.response.status_code == 401
+            assert b"didn't provide" in refused.value.response.body
+        offered.append(f"openai-insecure-api-key.{KEY}")
+        async with websockets.connect(url.replace("http", "ws") + "/echo", subprotocols=offered) as socket:
+            assert await socket.recv() == '["alice",[]]'
 
 
 def test_the_command_makes_lists_revokes_and_verifies(tmp_path: Path) -> None:
@@ -307,7 +382,10 @@ def test_the_command_makes_lists_revokes_and_verifies(tmp_path: Path) -> None:
     assert stored.sha256 == digest_of(key).hex()
     assert stored.limits.requests_per_minute == 60
     assert "used once" in run("keys", "create", "ci", *option).stderr
-    assert "ci" in run("keys", "list", *option).stdout
+    made = run("keys", "create", "for-ever", *option, "--expires", "9999-12-31")
+    assert made.returncode == 0, made.stderr
+    shown = run("keys", "list", *option).stdout
+    assert "ci" in shown and "9999-12-31" in shown
     assert run("keys", "verify", *option, stdin=key).returncode == 0
     assert run("keys", "verify", *option, stdin="sk-wrong").returncode == 1
     assert run("keys", "revoke", "ci", *option).returncode == 0
@@ -316,10 +394,21 @@ def test_the_command_makes_lists_revokes_and_verifies(tmp_path: Path) -> None:
     for wrong in (
         ("create", "a b"),
         ("create", "x", "--expires", "soon"),
+        ("create", "x", "--expires", "2027-02-30"),
         ("create", "x", "--in-flight=-1"),
     ):
         result = run("keys", *wrong, *option)
         assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root edits what is another's and leaves it theirs")
+def test_an_edit_by_root_leaves_the_file_to_its_owner(file: Path) -> None:
+    os.chown(file, 1234, 4321)
+    file.chmod(0o640)
+    with edited(file) as entries:
+        entries.pop()
+    found = file.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (1234, 4321, 0o640)
 
 
 def test_check_masks_keys() -> None:
@@ -342,15 +431,3 @@ def test_check_masks_keys() -> None:
 )
 def test_passwords_of_urls_are_masked(url: str, shown: str) -> None:
     assert masked("url", url) == shown
-
-
-@pytest.mark.parametrize(
-    ("server", "url"),
-    [
-        ({}, "http://127.0.0.1:8000"),
-        ({"host": "::1", "port": 80}, "http://[::1]:80"),
-        ({"host": "::", "tls_certificate": __file__, "tls_private_key": __file__}, "https://[::1]:8000"),
-    ],
-)
-def test_usage_is_asked_of_the_server_of_the_settings(server: dict[str, Any], url: str) -> None:
-    assert cli_keys._url(ServerSettings(**server)) == url

@@ -80,6 +80,40 @@ async def test_wrong_keys_block_their_address_until_it_is_lifted(
         assert (await http.get("/v1/models", headers=from_("203.0.113.9"))).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/health/status", "/health/metrics", "/metrics"])
+async def test_guessing_does_not_go_on_where_limits_do_not_reach(file: Path, path: str) -> None:
+    config = settings(api_keys_file=file, block_after_failures=3, trusted_proxies=["127.0.0.1"])
+    async with (
+        serving(create_app(config, FakeEngine())) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as http,
+    ):
+        for _ in range(3):
+            answer = await http.get(path, headers=from_("203.0.113.9", "sk-guess"))
+            assert answer.status_code == 401
+        for key in ("sk-guess", KEY, ADMIN):
+            for asked in (path, "/v1/models"):
+                answer = await http.get(asked, headers=from_("203.0.113.9", key))
+                assert (answer.status_code, answer.json()["error"]["code"]) == (429, "client_blocked")
+        for probe in ("/health", "/health/live", "/health/ready"):
+            assert (await http.get(probe, headers=from_("203.0.113.9", "sk-guess"))).status_code == 200
+
+
+async def test_who_is_blocked_for_going_over_limits_may_still_be_scraped(file: Path) -> None:
+    config = settings(
+        api_keys_file=file, api_key_required=False, rate_limit_per_minute=1, block_after_limit_hits=1
+    )
+    async with (
+        serving(create_app(config, FakeEngine())) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as http,
+    ):
+        answers = [await http.get("/v1/models") for _ in range(3)]
+        codes = [answer.json().get("error", {}).get("code") for answer in answers]
+        assert codes == [None, "rate_limit_exceeded", "client_blocked"]
+        for headers in ({}, bearer("unused"), bearer(KEY)):
+            assert (await http.get("/health/status", headers=headers)).status_code == 200
+        assert (await http.get("/metrics", headers=bearer(ADMIN))).status_code == 403
+
+
 async def test_no_key_at_all_is_not_held_against_anyone(file: Path) -> None:
     config = settings(api_keys_file=file, block_after_failures=3)
     async with (

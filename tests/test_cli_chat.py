@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import os
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from gemma_serve import cli_chat
 from gemma_serve.api_keys import digest_of
 from gemma_serve.app import create_app
 from gemma_serve.key_file import KeyEntry, write_keys
@@ -94,6 +96,13 @@ async def test_questions_are_piped_in() -> None:
             "Hello world",
             "And?",
         ]
+
+
+def test_the_server_is_the_one_of_the_settings(tmp_path: Path) -> None:
+    config = tmp_path / "server.yaml"
+    config.write_text("server: {host: fd00::7, port: 9000}")
+    options = argparse.Namespace(url=None, config=config)
+    assert cli_chat._url(options) == "ws://[fd00::7]:9000/ws"
 
 
 async def test_a_chat_in_a_terminal() -> None:

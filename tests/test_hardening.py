@@ -13,9 +13,10 @@ from typing import Any
 import httpx
 import pytest
 import websockets
+from pydantic import ValidationError
 
 from gemma_serve.app import create_app
-from gemma_serve.settings import ServerSettings, Settings, SettingsError
+from gemma_serve.settings import LimitsSettings, ServerSettings, Settings, SettingsError
 
 from .conftest import serving, start, until
 from .fake_engine import FakeEngine
@@ -60,6 +61,15 @@ async def test_what_is_not_http_is_answered_plainly(sent: bytes) -> None:
         assert status == 400, head
         assert body["error"]["type"] == "invalid_request_error"
         assert b"connection: close" in head.lower()
+
+
+async def test_admin_without_keys_is_not_for_a_proxy_that_names_nobody() -> None:
+    """As nginx asks by `proxy_pass http://127.0.0.1:8000` and nothing else."""
+    async with serving(create_app(settings(), FakeEngine())) as url:
+        for version, status in ((b"1.0", 403), (b"1.1", 404)):
+            host = url.removeprefix("http://").encode()
+            head = b"GET /admin/nothing HTTP/%b\r\nHost: %b\r\nConnection: close\r\n\r\n"
+            assert (await exchange(url, head % (version, host)))[0] == status
 
 
 @pytest.mark.parametrize(
@@ -405,3 +415,23 @@ def test_https(tmp_path: Path) -> None:
             assert client.get(f"{url}/health/live").status_code == 200
     finally:
         assert server.end() == 0
+
+
+@pytest.mark.parametrize("cached", [False, True])
+async def test_a_body_as_deep_as_any_may_be(cached: bool) -> None:
+    deepest = 200
+    given = settings(
+        limits={"max_json_depth": deepest}, cache={"enabled": cached}, security={"tokens_per_minute": 100_000}
+    )
+    async with serving(create_app(given, FakeEngine())) as url, httpx.AsyncClient(base_url=url) as http:
+        for depth, status in ((deepest, 200), (deepest + 1, 400)):
+            schema: dict[str, Any] = {}
+            for _ in range(depth - 4):  # below the body, the format and what it names
+                schema = {"not": schema}
+            wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+            for stream in (False, True):
+                body = CHAT | {"response_format": wanted, "temperature": 0, "stream": stream}
+                answer = await http.post("/v1/chat/completions", json=body)
+                assert answer.status_code == status, answer.text
+    with pytest.raises(ValidationError, match="less than or equal to 200"):
+        LimitsSettings(max_json_depth=deepest + 1)

@@ -64,6 +64,27 @@ async def test_a_question_whose_answer_never_began_is_given_back() -> None:
         assert await texts(page) == []
 
 
+async def test_a_question_is_stopped_before_the_server_has_it() -> None:
+    engine = FakeEngine()
+    async with serving(create_app(settings(), engine)) as url, opened(url) as (page, _):
+        await connected(page)
+        await page.locator("#open-settings").click()
+        await page.locator("#system").fill("Be kind.")
+        await page.locator("#close-settings").click()
+        await page.locator("#question").fill("Hi")
+        # In one go: the server cannot have taken the system prompt in between.
+        await page.evaluate(
+            "document.forms.composer.requestSubmit(), document.getElementById('stop').click()"
+        )
+        await page.get_by_text("Stopped before the answer began.").wait_for()
+        assert await page.locator("#question").input_value() == "Hi"
+        assert await texts(page) == [] and engine.requests == []
+        await page.locator("#question").press("Enter")
+        await answered(page, 1)
+        said = [message["content"] for message in engine.requests[-1].body["messages"]]
+        assert said == ["Be kind.", "Hi"]
+
+
 async def test_a_server_that_was_started_anew_gets_the_history_from_the_page() -> None:
     engine = FakeEngine()
     async with (

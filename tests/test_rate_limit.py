@@ -255,6 +255,28 @@ async def test_relayed_apis_are_counted_too() -> None:
         assert answer.status_code == 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "usage"),
+    [
+        ("messages", {"input_tokens": 20, "cache_read_input_tokens": 150, "cache_creation_input_tokens": 30}),
+        (
+            "messages",
+            {"input_tokens": 50, "cache_read_input_tokens": 150, "cache_creation_input_tokens": None},
+        ),
+        ("responses", {"input_tokens": 200, "input_tokens_details": {"cached_tokens": 150}}),
+    ],
+)
+async def test_what_was_cached_of_a_prompt_counts(path: str, usage: dict[str, Any], stream: bool) -> None:
+    app = create_app(settings(), FakeEngine(usage=usage | {"output_tokens": 100}))
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
+        body = {"input": "x"} if path == "responses" else {"messages": [], "max_tokens": 500}
+        answer = await http.post(f"/v1/{path}", json=body | {"stream": stream})
+        assert answer.status_code == 200, answer.text
+        (row,) = (await http.get("/v1/usage")).json()["data"]
+        assert (row["prompt_tokens"], row["completion_tokens"]) == (200, 100)
+
+
 @pytest.mark.parametrize(
     ("body", "answer"),
     [

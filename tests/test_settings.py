@@ -2,11 +2,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from gemma_serve.settings import Settings, SettingsError, fields, load_with_sources, source_of, variable_name
+from gemma_serve.settings import (
+    ServerSettings,
+    Settings,
+    SettingsError,
+    fields,
+    load_with_sources,
+    source_of,
+    variable_name,
+)
 
 
 def load(environ: dict[str, str] | None = None, **kwargs: object) -> Settings:
@@ -183,3 +192,16 @@ def test_what_kubernetes_injects_is_ignored() -> None:
 def test_every_setting_says_what_it_does() -> None:
     for section, field, info in fields():
         assert info.description, f"{variable_name(section, field)} has no docstring"
+
+
+@pytest.mark.parametrize(
+    ("server", "url"),
+    [
+        ({}, "http://127.0.0.1:8000"),
+        ({"host": "0.0.0.0"}, "http://127.0.0.1:8000"),
+        ({"host": "fd00::7", "port": 80}, "http://[fd00::7]:80"),
+        ({"host": "::", "tls_certificate": __file__, "tls_private_key": __file__}, "https://[::1]:8000"),
+    ],
+)
+def test_where_a_server_answers_on_its_own_machine(server: dict[str, Any], url: str) -> None:
+    assert ServerSettings(**server).local_url == url

@@ -67,9 +67,11 @@ class Authentication:
                 "Without API keys, admin routes are only for this machine itself: set "
                 "security.api_keys_file, with a key that has the scope 'admin'."
             )
-        blockable = not self._policy.is_exempt(scope)
-        if blockable:
+        exempt = self._policy.is_exempt(scope)
+        if not exempt:
             self._blocks.check(anonymous.id)
+        elif sent is not None:  # or guessing could go on there
+            self._blocks.check(anonymous.id, "authentication")
         if sent is None:
             if self._required or needed == "admin":
                 raise Unauthenticated(
@@ -83,7 +85,7 @@ class Authentication:
                 await self._blocks.strike(anonymous.id, "authentication")
                 raise
             return anonymous  # OpenAI's clients always send something
-        if blockable:
+        if not exempt:
             self._blocks.check(client.id)
         if needed is not None and needed not in client.scopes:
             raise PermissionDenied(f"This API key lacks the scope {needed!r}.")
@@ -104,7 +106,7 @@ def _sent_key(scope: Scope) -> str | None:
         offered = scope.get("subprotocols", [])
         for protocol in offered:
             if protocol.startswith(_SUBPROTOCOL):
-                sent = sent or protocol.removeprefix(_SUBPROTOCOL)
+                sent = sent or protocol.removeprefix(_SUBPROTOCOL) or None
         scope["subprotocols"] = [name for name in offered if not name.startswith(_SUBPROTOCOL)]
     return sent
 
@@ -125,7 +127,9 @@ def _anonymous(quotas: Quotas, host: str) -> Client:
 
 
 def _is_local(scope: Scope) -> bool:
-    """A program on this machine: neither a proxy with somebody behind it, nor a page in a browser."""
+    """A program on this machine: neither a page in a browser, nor a proxy, as far as one can be told."""
+    if scope["http_version"] == "1.0":  # nginx's to what it passes on, with nothing that names the client
+        return False
     try:
         loopback = ipaddress.ip_address((scope.get("client") or ("",))[0]).is_loopback
     except ValueError:

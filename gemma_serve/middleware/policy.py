@@ -31,7 +31,7 @@ class Policy:
         return path.startswith(self._public_below) and not {"", ".", ".."} & set(path[1:].split("/"))
 
     def is_exempt(self, scope: Scope) -> bool:
-        """Is it left alone by limits and blocks? Probes and polling must never be refused."""
+        """Is it left alone by limits, and by blocks unless a key is sent? Polling must never be refused."""
         path: str = scope["path"]
         return path == "/metrics" or path == "/health" or path.startswith("/health/") or self.is_public(scope)
 

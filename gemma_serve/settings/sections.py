@@ -44,6 +44,13 @@ class ServerSettings(Section):
     shutdown_timeout_seconds: float = Field(default=30, ge=0)
     """How long running requests may take to finish after that."""
 
+    @property
+    def local_url(self) -> str:
+        """Where a server with these settings answers on its own machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        scheme = "https" if self.tls_certificate else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
     @model_validator(mode="after")
     def _both_files(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_private_key is None):
@@ -234,7 +241,7 @@ class LimitsSettings(Section):
     """Largest JSON schema, or tools together, in bytes; grammars are compiled from them."""
     max_images: int = Field(default=16, ge=0)
     """Most images of one request."""
-    max_json_depth: int = Field(default=64, ge=8, le=1000)
+    max_json_depth: int = Field(default=64, ge=8, le=200)  # orjson writes 254 levels, some of them ours
     """Deepest nesting of a request's JSON."""
     request_timeout_seconds: float = Field(default=0, ge=0)
     """Longest time for one answer, after which it ends with an error; 0 is no limit."""

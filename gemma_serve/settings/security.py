@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from ..clients import Quotas
 from .base import Names, Secrets, Section
@@ -95,6 +95,16 @@ class SecuritySettings(Section):
                 "whoever visits it; name the origins"
             )
         return self
+
+    @field_validator("api_keys")
+    @classmethod
+    def _that_can_be_sent(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for number, key in enumerate(value, 1):
+            text = key.get_secret_value()
+            if not text or text != text.strip():
+                fault = "has blanks around it" if text.strip() else "is empty"
+                raise ValueError(f"key {number} of {len(value)} {fault}; leave that out")
+        return value
 
     @field_validator("public_paths")
     @classmethod

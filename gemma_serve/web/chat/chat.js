@@ -2,6 +2,8 @@
 
 import { ConnectionLost, NoAnswer } from "./errors.js";
 
+const STOPPED = "Stopped before the answer began.";
+
 const same = (one, other) => one && other && one.role === other.role && one.content === other.content;
 
 /**
@@ -18,6 +20,7 @@ export class Chat {
   #systemPrompt;
   #system = null; // as the session has it
   #interrupted = null; // the question whose answer a broken connection cut off
+  #stopped = false; // by the person, also before the server has the question
 
   /**
    * `view` has `show()` after a change of the list, `grew(message)` after one of an answer, and
@@ -46,7 +49,9 @@ export class Chat {
   }
 
   stop() {
-    if (this.answering) this.#connection.request("cancel").catch(() => {});
+    if (!this.answering) return;
+    this.#stopped = true;
+    this.#connection.request("cancel").catch(() => {});
   }
 
   /** A new session; the old one stays with the server until its time is up. */
@@ -82,10 +87,12 @@ export class Chat {
     const answer = { role: "assistant", content: "", reasoning: "", running: true };
     this.messages = [...shown, answer];
     this.answering = true;
+    this.#stopped = false;
     this.#view.show();
     let failure = null;
     try {
       await this.#tellSystem();
+      if (this.#stopped) throw new NoAnswer(STOPPED);
       const reply = await this.#connection.request(type, { ...data, ...this.#sampling() }, (kind, part) => {
         if (kind === "trimmed") {
           this.forgotten = shown.length - 1 - part.messages;
@@ -101,7 +108,7 @@ export class Chat {
       answer.stats = reply.data;
       if (!answer.content) {
         const stopped = reply.type === "cancelled";
-        failure = new NoAnswer(stopped ? "Stopped before the answer began." : "The model's answer was empty.");
+        failure = new NoAnswer(stopped ? STOPPED : "The model's answer was empty.");
       }
     } catch (error) {
       failure = error;
