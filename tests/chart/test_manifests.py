@@ -39,7 +39,7 @@ CASES: dict[str, Manifest] = {
             "monitoring": {"kind": "ServiceMonitor"},
             "weights": {"from": "hostPath", "hostPath": "/mnt/models", "download": "init"},
             "redis": {"deploy": False, "url": "redis://:secret@redis:6379/0"},
-            "config": {"server": {"tls_certificate": "/tls/tls.crt", "tls_private_key": "/tls/tls.key"}},
+            "tls": {"existingSecret": "certificate"},
             "updateStrategy": "Recreate",
         },
     ),

@@ -40,19 +40,31 @@ def manifests(request: pytest.FixtureRequest, render: Render) -> list[Manifest]:
 
 def load(manifests: list[Manifest], folder: Path) -> Settings:
     """The settings as the server of these manifests reads them."""
-    content = settings_file(manifests)
-    for name in ("tls_certificate", "tls_private_key"):
-        if name in content["server"]:
-            (folder / name).touch()
-            content["server"][name] = str(folder / name)
+    text = yaml.safe_dump(settings_file(manifests))
+    for mount, secret in mounted_secrets(servers(manifests)[0]).items():
+        if secret == "certificate":  # is not the chart's, and has what a Secret of its type has
+            for name in ("tls.crt", "tls.key"):
+                (folder / name).touch()
+                text = text.replace(f"{mount}/{name}", str(folder / name))
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf8")
+    path.write_text(text, encoding="utf8")
     environ = {
         item["name"]: item.get("value", "redis://from-a-secret")
         for item in container(servers(manifests)[0])["env"]
     }
     environ |= {"GEMMA_ENGINE_NODE_RANK": "0"} if "GEMMA_ENGINE_NODE_RANK" in environ else {}
     return Settings.load(config=path, environ=environ, env_file=None)
+
+
+def mounted_secrets(pod: Manifest) -> dict[str, str]:
+    """Where the server finds the files of which Secret."""
+    volumes = {
+        volume["name"]: volume.get("secret", {}).get("secretName") for volume in pod["spec"]["volumes"]
+    }
+    mounts = container(pod)["volumeMounts"]
+    found = {mount["mountPath"]: volumes[mount["name"]] for mount in mounts if volumes[mount["name"]]}
+    assert all(mount["readOnly"] for mount in mounts if mount["mountPath"] in found)
+    return found
 
 
 def test_the_server_takes_its_settings(manifests: list[Manifest], tmp_path: Path) -> None:
@@ -203,6 +215,7 @@ def test_what_is_written_goes_to_volumes(manifests: list[Manifest]) -> None:
             "/models",
             "/etc/gemma-serve",
             "/etc/gemma-serve-keys",
+            "/etc/gemma-serve-tls",
         }
         assert set(mounts.values()) == volumes.keys()
 
@@ -285,11 +298,23 @@ def test_redis_ends_before_the_limit_of_its_memory_does(render: Render) -> None:
 
 
 def test_an_ingress_speaks_to_the_server_as_it_listens(render: Render) -> None:
-    tls = {"server": {"tls_certificate": "/tls/tls.crt", "tls_private_key": "/tls/tls.key"}}
-    for config, protocol in ({}, "HTTP"), (tls, "HTTPS"):
-        for ingress in of_kind(render(EVERYTHING, {"config": config}), "Ingress"):
+    for values, protocol in ({}, "HTTP"), ({"tls": {"existingSecret": "certificate"}}, "HTTPS"):
+        for ingress in of_kind(render(EVERYTHING, values), "Ingress"):
             given = ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/backend-protocol"]
             assert given == protocol
+
+
+def test_a_certificate_comes_from_its_secret(render: Render, tmp_path: Path) -> None:
+    manifests = render({"tls": {"existingSecret": "certificate"}})
+    (pod,) = servers(manifests)
+    (mount,) = [path for path, secret in mounted_secrets(pod).items() if secret == "certificate"]
+    given = settings_file(manifests)["server"]
+    assert (given["tls_certificate"], given["tls_private_key"]) == (f"{mount}/tls.crt", f"{mount}/tls.key")
+    assert load(manifests, tmp_path).server.tls_certificate == tmp_path / "tls.crt"
+    assert container(pod)["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
+    other = {"tls_certificate": f"{mount}/chain.pem", "tls_private_key": f"{mount}/key.pem"}
+    manifests = render({"tls": {"existingSecret": "certificate"}, "config": {"server": other}})
+    assert other.items() <= settings_file(manifests)["server"].items()
 
 
 def test_every_selector_finds_the_servers_alone(manifests: list[Manifest]) -> None:

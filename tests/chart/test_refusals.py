@@ -40,6 +40,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (merged(TP, {"multiNode": {"enabled": True}}), "cannot share a ReadWriteOnce volume"),
     ({"config": {"model": {"name": "/data/gemma"}}}, "/data/gemma is not in weights.mountPath"),
+    ({"config": {"model": {"name": "/models-2/gemma"}}}, "/models-2/gemma is not in weights.mountPath"),
+    (
+        {"config": {"server": {"tls_certificate": "/tls/tls.crt", "tls_private_key": "/tls/tls.key"}}},
+        "config.server.tls_certificate: no volume of the pod holds /tls/tls.crt; name a Secret",
+    ),
+    (
+        {"config": {"server": {"tls_certificate": "/etc/gemma-serve-tls/tls.crt"}}},
+        "tls_certificate: no volume of the pod holds /etc/gemma-serve-tls/tls.crt",
+    ),
+    ({"tls": {"existingSecret": "a"}, "config": {"server": {"tls_private_key": "/k"}}}, "holds /k; name"),
     ({"weights": {"from": "emptyDir", "download": "job"}}, "a job cannot fill a volume of the kind emptyDir"),
     (
         {"monitoring": {"kind": "ServiceMonitor"}, "apiKeys": {"existingSecret": "keys"}},

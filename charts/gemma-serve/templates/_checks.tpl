@@ -59,7 +59,7 @@
 {{- if and (has $weights.from (list "image" "emptyDir")) (eq $weights.download "job") -}}
 {{- fail (printf "weights.download: a job cannot fill a volume of the kind %s" $weights.from) -}}
 {{- end -}}
-{{- if and (hasPrefix "/" (include "gemma.model" .)) (not (hasPrefix $weights.mountPath (include "gemma.model" .))) -}}
+{{- if and (hasPrefix "/" (include "gemma.model" .)) (not (include "gemma.isBelow" (list (include "gemma.model" .) $weights.mountPath))) -}}
 {{- fail (printf "config.model.name: %s is not in weights.mountPath (%s)" (include "gemma.model" .) $weights.mountPath) -}}
 {{- end -}}
 {{- end -}}
@@ -87,6 +87,15 @@
 {{- end -}}
 {{- if and $values.huggingFace.token $values.huggingFace.existingSecret -}}
 {{- fail "huggingFace: give one of token and existingSecret" -}}
+{{- end -}}
+
+{{- range $field := list "tls_certificate" "tls_private_key" -}}
+{{- $path := include "gemma.setting" (list $ "server" $field "") -}}
+{{- $ofSecret := and $values.tls.existingSecret (include "gemma.isBelow" (list $path (include "gemma.tlsPath" $))) -}}
+{{- $ofWeights := and (include "gemma.needsWeights" $) (include "gemma.isBelow" (list $path $weights.mountPath)) -}}
+{{- if and $path (not $ofSecret) (not $ofWeights) -}}
+{{- fail (printf "config.server.%s: no volume of the pod holds %s; name a Secret with the certificate in tls.existingSecret" $field $path) -}}
+{{- end -}}
 {{- end -}}
 
 {{- $open := or (has "/metrics" ($security.public_paths | default list)) (eq (toString $security.api_key_required) "false") -}}

@@ -61,7 +61,18 @@ app.kubernetes.io/component: server
 {{- if and .Values.multiNode.enabled (not (hasKey ($config.engine | default dict) "nnodes")) -}}
 {{- $_ := set $config "engine" (merge (dict "nnodes" (int .Values.multiNode.nodes)) ($config.engine | default dict)) -}}
 {{- end -}}
+{{- if .Values.tls.existingSecret -}}
+{{- $files := dict "tls_certificate" (printf "%s/tls.crt" (include "gemma.tlsPath" .)) "tls_private_key" (printf "%s/tls.key" (include "gemma.tlsPath" .)) -}}
+{{- $_ := set $config "server" (merge ($config.server | default dict) $files) -}}
+{{- end -}}
 {{- toYaml $config -}}
+{{- end -}}
+
+{{- define "gemma.tlsPath" -}}/etc/gemma-serve-tls{{- end -}}
+
+{{/* "true" where a path is below a folder: (list path folder) */}}
+{{- define "gemma.isBelow" -}}
+{{- ternary "true" "" (hasPrefix (printf "%s/" (trimSuffix "/" (index . 1))) (index . 0)) -}}
 {{- end -}}
 
 {{/* A setting: (list . "section" "field" default) */}}

@@ -94,6 +94,9 @@ spec:
         {{- if or $values.apiKeys.file $values.apiKeys.existingSecret }}
         - {name: keys, mountPath: /etc/gemma-serve-keys, readOnly: true}
         {{- end }}
+        {{- if $values.tls.existingSecret }}
+        - {name: tls, mountPath: {{ include "gemma.tlsPath" . }}, readOnly: true}
+        {{- end }}
   volumes:
     - name: config
       configMap: {name: {{ include "gemma.fullname" . }}}
@@ -111,6 +114,10 @@ spec:
       secret:
         secretName: {{ $values.apiKeys.existingSecret | default (include "gemma.fullname" .) }}
         items: [{key: {{ ternary $values.apiKeys.secretKey "keys.yaml" (ne $values.apiKeys.existingSecret "") }}, path: keys.yaml}]
+    {{- end }}
+    {{- with $values.tls.existingSecret }}
+    - name: tls
+      secret: {secretName: {{ . }}}
     {{- end }}
   {{- with $values.nodeSelector }}
   nodeSelector: {{- toYaml . | nindent 4 }}
