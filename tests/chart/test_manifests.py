@@ -44,6 +44,12 @@ CASES: dict[str, Manifest] = {
         },
     ),
     "weights from an image": {"weights": {"from": "image", "image": {"reference": "registry/weights:1"}}},
+    "weights that are there": {
+        "weights": {
+            "persistentVolumeClaim": {"existing": "gemmas", "accessMode": "ReadOnlyMany"},
+            "download": "none",
+        }
+    },
     "weights in an emptyDir": {"weights": {"from": "emptyDir"}},
 }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +220,60 @@ def test_what_is_written_goes_to_volumes(manifests: list[Manifest]) -> None:
             "/etc/gemma-serve-tls",
         }
         assert set(mounts.values()) == volumes.keys()
+
+
+def variables(container: Manifest) -> dict[str, Any]:
+    return {item["name"]: item.get("value") or item["valueFrom"] for item in container["env"]}
+
+
+@pytest.mark.parametrize("case", ["weights from an image", "weights that are there"])
+def test_weights_that_cannot_be_written_are_not_downloaded(render: Render, case: str) -> None:
+    (pod,) = servers(render(CASES[case], {"huggingFace": {"token": "hf_x"}}))
+    server = container(pod)
+    assert variables(server)["HF_HUB_OFFLINE"] == "1" and "HF_TOKEN" not in variables(server)
+    (mount,) = [mount for mount in server["volumeMounts"] if mount["name"] == "weights"]
+    assert mount["readOnly"] is True
+    assert "initContainers" not in pod["spec"]
+
+
+def test_whoever_downloads_has_the_token(render: Render) -> None:
+    token = {"huggingFace": {"existingSecret": "hf"}}
+    (pod,) = servers(render(token))
+    (download,) = pod["spec"]["initContainers"]
+    assert variables(download)["HF_TOKEN"]["secretKeyRef"] == {"name": "hf", "key": "HF_TOKEN"}
+    assert "HF_HUB_OFFLINE" not in variables(download)
+    assert "HF_TOKEN" not in variables(container(pod))
+    (pod,) = servers(render(token, {"weights": {"download": "none"}}))  # the server itself
+    assert variables(container(pod))["HF_TOKEN"] and "HF_HUB_OFFLINE" not in variables(container(pod))
+
+
+def test_servers_wait_for_the_job_that_downloads(render: Render) -> None:
+    values = {"config": {"engine": {"revision": "1e6"}}}
+    manifests = render(EVERYTHING, values)
+    (job,) = [pod for pod in pods(manifests) if component(pod) == "download"]
+    (download,) = job["spec"]["containers"]
+    assert download["command"] == ["hf", "download"]
+    assert download["args"] == ["google/gemma-3-4b-it", "--revision", "1e6"]
+    (pod,) = servers(manifests)
+    (wait,) = pod["spec"]["initContainers"]
+    assert wait["args"] == download["args"] and "HF_TOKEN" not in variables(wait)
+    assert variables(container(pod))["HF_HUB_OFFLINE"] == "1"
+
+
+def test_the_wait_ends_when_the_model_is_there(render: Render, tmp_path: Path) -> None:
+    """Its shell, with an `hf` that has all of the model the third time it is asked."""
+    (wait,) = servers(render(EVERYTHING))[0]["spec"]["initContainers"]
+    calls = tmp_path / "calls"
+    for name, script in {
+        "hf": f'echo "$HF_HUB_OFFLINE $*" >> {calls}; test $(wc -l < {calls}) -eq 3',
+        "sleep": "true",
+        "tini": 'shift; exec "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run([*wait["command"], *wait["args"]], env=environ, check=True, timeout=30)
+    assert calls.read_text().splitlines() == ["1 download google/gemma-3-4b-it"] * 3
 
 
 def test_secrets_are_only_in_secrets(render: Render) -> None:

@@ -50,6 +50,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "tls_certificate: no volume of the pod holds /etc/gemma-serve-tls/tls.crt",
     ),
     ({"tls": {"existingSecret": "a"}, "config": {"server": {"tls_private_key": "/k"}}}, "holds /k; name"),
+    (
+        {"weights": {"persistentVolumeClaim": {"accessMode": "ReadOnlyMany"}, "download": "none"}},
+        "weights.persistentVolumeClaim.existing: nothing could fill a ReadOnlyMany claim",
+    ),
+    (
+        {"weights": {"persistentVolumeClaim": {"accessMode": "ReadOnlyMany", "existing": "gemmas"}}},
+        "weights.download: init cannot write into a ReadOnlyMany volume",
+    ),
+    ({"weights": {"download": "job"}}, "weights.download: a job on another node than the servers"),
     ({"weights": {"from": "emptyDir", "download": "job"}}, "a job cannot fill a volume of the kind emptyDir"),
     (
         {"monitoring": {"kind": "ServiceMonitor"}, "apiKeys": {"existingSecret": "keys"}},

@@ -56,6 +56,17 @@
 {{- if and (eq $weights.from "persistentVolumeClaim") $several (hasPrefix "ReadWriteOnce" $weights.persistentVolumeClaim.accessMode) -}}
 {{- fail (printf "weights.persistentVolumeClaim.accessMode: several pods on different nodes cannot share a %s volume; use ReadWriteMany, hostPath or image" $weights.persistentVolumeClaim.accessMode) -}}
 {{- end -}}
+{{- if include "gemma.readOnlyClaim" . -}}
+{{- if not $weights.persistentVolumeClaim.existing -}}
+{{- fail "weights.persistentVolumeClaim.existing: nothing could fill a ReadOnlyMany claim of the chart's; name one that holds the weights" -}}
+{{- end -}}
+{{- if include "gemma.downloader" . -}}
+{{- fail (printf "weights.download: %s cannot write into a ReadOnlyMany volume; set it to none" $weights.download) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $weights.from "persistentVolumeClaim") (eq (include "gemma.downloader" .) "job") (hasPrefix "ReadWriteOnce" $weights.persistentVolumeClaim.accessMode) -}}
+{{- fail (printf "weights.download: a job on another node than the servers cannot share their %s volume; use ReadWriteMany, or init" $weights.persistentVolumeClaim.accessMode) -}}
+{{- end -}}
 {{- if and (has $weights.from (list "image" "emptyDir")) (eq $weights.download "job") -}}
 {{- fail (printf "weights.download: a job cannot fill a volume of the kind %s" $weights.from) -}}
 {{- end -}}

@@ -148,6 +148,24 @@ app.kubernetes.io/component: server
 {{- if ne (include "gemma.model" .) "gemma-demo" -}}true{{- end -}}
 {{- end -}}
 
+{{/* Who puts the model onto the weights' volume: "init", "job", or nobody but the server itself. */}}
+{{- define "gemma.downloader" -}}
+{{- if and (include "gemma.fromHub" .) (ne .Values.weights.from "image") (ne .Values.weights.download "none") -}}{{ .Values.weights.download }}{{- end -}}
+{{- end -}}
+
+{{- define "gemma.readOnlyClaim" -}}
+{{- if and (eq .Values.weights.from "persistentVolumeClaim") (eq .Values.weights.persistentVolumeClaim.accessMode "ReadOnlyMany") -}}true{{- end -}}
+{{- end -}}
+
+{{- define "gemma.readOnlyWeights" -}}
+{{- if and (include "gemma.needsWeights" .) (or (eq .Values.weights.from "image") (include "gemma.readOnlyClaim" .)) -}}true{{- end -}}
+{{- end -}}
+
+{{/* Must the server itself not ask Hugging Face? */}}
+{{- define "gemma.offline" -}}
+{{- if or (include "gemma.downloader" .) (include "gemma.readOnlyWeights" .) -}}true{{- end -}}
+{{- end -}}
+
 {{- define "gemma.weightsClaim" -}}
 {{- .Values.weights.persistentVolumeClaim.existing | default (printf "%s-weights" (include "gemma.fullname" .)) -}}
 {{- end -}}
