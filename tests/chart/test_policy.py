@@ -335,6 +335,10 @@ def test_traffic_is_let_through_where_it_must(render: Render) -> None:
     covered = ours["podSelector"]["matchExpressions"][0]["values"]
     for pod in pods(manifests):
         assert component(pod) in [*covered, "redis", "test"]
+    assert {"port": 53, "protocol": "UDP"} in ways_out(ours) and {"port": 53, "protocol": "TCP"} in ways_out(
+        ours
+    )
+    assert {"port": 443} in ways_out(ours) and {"port": 4317} in ways_out(ours)
     to_redis = [rule for rule in ours["egress"] if rule["ports"][0]["port"] == 6379]
     labels = to_redis[0]["to"][0]["podSelector"]["matchLabels"].items()
     (redis_pod,) = [pod for pod in pods(manifests) if component(pod) == "redis"]
@@ -342,6 +346,59 @@ def test_traffic_is_let_through_where_it_must(render: Render) -> None:
     let_in = redis["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items()
     assert let_in <= servers(manifests)[0]["metadata"]["labels"].items()
     assert redis["egress"] if "egress" in redis else redis["policyTypes"] == ["Ingress", "Egress"]
+
+
+def our_policy(manifests: list[Manifest]) -> Manifest:
+    (policy,) = [
+        policy["spec"]
+        for policy in of_kind(manifests, "NetworkPolicy")
+        if "matchExpressions" in policy["spec"]["podSelector"]
+    ]
+    return dict(policy)
+
+
+def ways_out(policy: Manifest) -> list[Manifest]:
+    return [port for rule in policy["egress"] for port in rule.get("ports", [])]
+
+
+def test_the_policy_is_about_the_servers_port(manifests: list[Manifest]) -> None:
+    policy = our_policy(manifests)
+    (port,) = container(servers(manifests)[0])["ports"]
+    assert policy["ingress"][0]["ports"] == [{"port": port["name"]}]
+    assert {rule["port"] for rule in ways_out(policy)} >= {53, 443}
+
+
+@pytest.mark.parametrize(
+    ("values", "port"),
+    [
+        ({"redis": {"deploy": True}}, 6379),
+        ({"redis": {"existingSecret": "x"}}, 6379),
+        ({"redis": {"url": "redis://shared"}}, 6379),
+        ({"redis": {"url": "rediss://user:pass:1@shared:6380/0"}}, 6380),
+        ({"redis": {"url": "redis://[fd00::1]:7000?db=1"}}, 7000),
+        ({"redis": {"url": "redis://[fd00::1]/0"}}, 6379),
+        ({"config": {"storage": {"url": "redis://shared:7001/0"}}}, 7001),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_redis_is_let_through_at_its_port(render: Render, values: Manifest, port: int | None) -> None:
+    found = [rule["port"] for rule in ways_out(our_policy(render(values)))]
+    assert found == [53, 53, 443] + [port] * (port is not None)
+
+
+def test_who_may_connect(render: Render) -> None:
+    def rule(*values: Manifest) -> Manifest:
+        return dict(our_policy(render(*values))["ingress"][0])
+
+    assert rule()["from"] == [{"namespaceSelector": {}}]
+    for kind in ("LoadBalancer", "NodePort"):  # their clients are no pods
+        assert "from" not in rule({"service": {"type": kind}})
+    peer = {"namespaceSelector": {"matchLabels": {"team": "a"}}}
+    given, test = rule({"networkPolicy": {"from": [peer]}, "service": {"type": "LoadBalancer"}})["from"]
+    assert given == peer
+    (pod,) = [pod for pod in pods(render()) if component(pod) == "test"]
+    assert test["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
 
 
 def test_redis_ends_before_the_limit_of_its_memory_does(render: Render) -> None:

@@ -126,6 +126,12 @@ app.kubernetes.io/component: server
 {{- if or .Values.redis.url .Values.redis.existingSecret .Values.redis.deploy (include "gemma.setting" (list . "storage" "url" "")) -}}true{{- end -}}
 {{- end -}}
 
+{{/* Redis's own, unless a URL that the chart can read has another. */}}
+{{- define "gemma.redisPort" -}}
+{{- $url := .Values.redis.url | default (include "gemma.setting" (list . "storage" "url" "")) -}}
+{{- regexReplaceAll "^(\\w+://([^@/]*@)?[^/?]*?(:(\\d+))?([/?].*)?)?$" $url "${4}" | default "6379" -}}
+{{- end -}}
+
 {{- define "gemma.redisHost" -}}
 {{- include "gemma.fullname" . }}-redis
 {{- end -}}
