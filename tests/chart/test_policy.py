@@ -410,6 +410,18 @@ def test_redis_ends_before_the_limit_of_its_memory_does(render: Render) -> None:
     assert one["resources"]["limits"]["memory"] == "1Gi"
 
 
+@pytest.mark.parametrize(("answer", "status"), [("PONG", 0), ("LOADING Redis is loading the dataset", 1)])
+def test_redis_is_not_ready_while_it_loads(render: Render, tmp_path: Path, answer: str, status: int) -> None:
+    (redis,) = of_kind(render(EVERYTHING), "StatefulSet")
+    (one,) = redis["spec"]["template"]["spec"]["containers"]
+    (tmp_path / "redis-cli").write_text(f"#!/bin/sh\necho '{answer}'\n")
+    (tmp_path / "redis-cli").chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        run = subprocess.run(one[probe]["exec"]["command"], env=environ, timeout=30)
+        assert run.returncode == status
+
+
 def test_an_ingress_speaks_to_the_server_as_it_listens(render: Render) -> None:
     for values, protocol in ({}, "HTTP"), ({"tls": {"existingSecret": "certificate"}}, "HTTPS"):
         for ingress in of_kind(render(EVERYTHING, values), "Ingress"):
