@@ -443,7 +443,7 @@ def test_a_certificate_comes_from_its_secret(render: Render, tmp_path: Path) -> 
 
 
 def test_every_selector_finds_the_servers_alone(manifests: list[Manifest]) -> None:
-    kinds = ("Deployment", "PodDisruptionBudget", "PodMonitor")
+    kinds = ("Deployment", "PodMonitor")
     selectors = [
         each["spec"]["selector"]["matchLabels"] for kind in kinds for each in of_kind(manifests, kind)
     ]
@@ -458,6 +458,30 @@ def test_every_selector_finds_the_servers_alone(manifests: list[Manifest]) -> No
             each for each in of_kind(manifests, "Service") if wanted <= each["metadata"]["labels"].items()
         ]
         assert found == services
+
+
+def test_node_drains_take_one_pod_of_the_engines_at_a_time(manifests: list[Manifest]) -> None:
+    (budget,) = of_kind(manifests, "PodDisruptionBudget")
+    selector = budget["spec"]["selector"]
+    (expression,) = selector["matchExpressions"]
+    for pod in pods(manifests):
+        labels = pod["metadata"]["labels"]
+        found = labels[expression["key"]] in expression["values"]
+        assert (found and selector["matchLabels"].items() <= labels.items()) == (
+            component(pod) in ("server", "node")
+        )
+
+
+def test_only_the_gpus_toleration_is_left_out_on_a_cpu(render: Render) -> None:
+    def given(*values: Manifest) -> list[Manifest]:
+        return list(servers(render(*values))[0]["spec"]["tolerations"])
+
+    gpu = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    mine = {"key": "team", "operator": "Equal", "value": "a"}
+    cpu = read(CHART / "values-cpu-demo.yaml")
+    assert given() == [gpu] and given(cpu) == []
+    assert given({"tolerations": [gpu, mine]}) == [gpu, mine]
+    assert given(cpu, {"tolerations": [gpu, mine, {"operator": "Exists"}]}) == [mine, {"operator": "Exists"}]
 
 
 @pytest.mark.parametrize("redis", [{"deploy": True}, {"url": "redis://shared:6379"}, {"existingSecret": "x"}])

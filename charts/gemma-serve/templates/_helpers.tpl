@@ -186,6 +186,17 @@ app.kubernetes.io/component: server
 namespace="{{ .Release.Namespace }}",pod=~"{{ include "gemma.workload" . }}-{{ ternary "[0-9]+" "[a-z0-9]+-[a-z0-9]{5}" .Values.multiNode.enabled }}"
 {{- end -}}
 
+{{/* What runs on a CPU keeps away from the GPUs' nodes. */}}
+{{- define "gemma.tolerations" -}}
+{{- $tolerations := list -}}
+{{- range .Values.tolerations -}}
+{{- if not (and (eq $.Values.device "cpu") (eq (toString .key) $.Values.gpu.resource)) -}}
+{{- $tolerations = append $tolerations . -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $tolerations -}}
+{{- end -}}
+
 {{- define "gemma.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 10001
