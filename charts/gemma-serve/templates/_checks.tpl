@@ -10,6 +10,15 @@
 {{- fail "image.tag: `latest` is another server tomorrow; name a version, or leave it empty for the chart's own" -}}
 {{- end -}}
 
+{{- range $values.env -}}
+{{- if hasPrefix "GEMMA_" (toString .name) -}}
+{{- fail (printf "env: %s would go past the checks of this chart; settings go below config, secrets into apiKeys, redis, huggingFace or tls" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- if $config.models -}}
+{{- fail "config.models: use a release for each model, so that each has its weights and its GPUs" -}}
+{{- end -}}
+
 {{- $world := include "gemma.worldSize" . | int -}}
 {{- $engine := $config.engine | default dict -}}
 {{- $sizes := printf "tensor_parallel_size %d × pipeline_parallel_size %d × data_parallel_size %d" (int ($engine.tensor_parallel_size | default 1)) (int ($engine.pipeline_parallel_size | default 1)) (int ($engine.data_parallel_size | default 1)) -}}
@@ -77,9 +86,17 @@
 
 {{- $security := $config.security | default dict -}}
 {{- if and (include "gemma.several" .) (not (include "gemma.redis" .)) -}}
+{{- $counted := "each of several servers would count for itself, so clients get a multiple of it; set redis.url, redis.existingSecret or redis.deploy" -}}
 {{- range list "rate_limit_per_minute" "tokens_per_minute" "tokens_per_day" "max_in_flight" -}}
 {{- if get $security . -}}
-{{- fail (printf "config.security.%s: each of several servers would count for itself, so clients get a multiple of it; set redis.url, redis.existingSecret or redis.deploy" .) -}}
+{{- fail (printf "config.security.%s: %s" . $counted) -}}
+{{- end -}}
+{{- end -}}
+{{- range $key := get (fromYaml $values.apiKeys.file) "keys" | default list -}}
+{{- range $name, $limit := $key.limits -}}
+{{- if $limit -}}
+{{- fail (printf "apiKeys.file: %s of %s: %s" $name $key.name $counted) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
