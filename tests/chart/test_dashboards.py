@@ -16,7 +16,7 @@ import yaml
 
 from ..conftest import SCRAPER, ServerProcess
 from ..test_metrics import prometheus
-from .conftest import CHART, NAMESPACE, Render, of_kind, read
+from .conftest import CHART, NAMESPACE, Render, of_kind, read, seconds
 
 LABELS = {"namespace": NAMESPACE, "pod": "demo-gemma-serve-7c9f8d6b5-x2x4z"}
 """What the Prometheus operator gives to what it scrapes."""
@@ -169,6 +169,14 @@ def test_the_alert_rings(render: Render, tmp_path: Path, alert: dict[str, Any]) 
         (tmp_path / "test.yaml").write_text(yaml.safe_dump({"rule_files": [rules.name], "tests": [test]}))
         run = promtool(tmp_path, tmp_path / "test.yaml", "test", "rules")
         assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("minutes", [5, 45])
+def test_a_server_may_take_its_time_to_start(render: Render, minutes: int) -> None:
+    (rule,) = of_kind(render({"monitoring": {"alerts": True}, "startupMinutes": minutes}), "PrometheusRule")
+    (alert,) = [alert for alert in rule["spec"]["groups"][0]["rules"] if alert["alert"] == "GemmaNotReady"]
+    assert seconds(alert["for"]) == 60 * minutes
+    assert not re.search(r"\$(selector|startup)", str(rule))
 
 
 def rule_file(render: Render, folder: Path) -> Path:
