@@ -156,7 +156,9 @@ def test_the_nodes_of_an_engine_are_set_up_alike(render: Render) -> None:
     assert container(leader)["env"] == container(node)["env"]
     assert container(leader)["resources"] == container(node)["resources"]
     assert not any("Probe" in name for name in container(node))  # it answers nobody
-    assert settings_file(manifests)["engine"]["nnodes"] == 2
+    engine = settings_file(manifests)["engine"]
+    assert engine["nnodes"] == engine["pipeline_parallel_size"] == 2  # across nodes, as README.md advises
+    assert container(node)["resources"]["limits"]["nvidia.com/gpu"] == engine["tensor_parallel_size"]
     (service,) = of_kind(manifests, "Service")
     selector = service["spec"]["selector"].items()
     assert selector <= leader["metadata"]["labels"].items()
