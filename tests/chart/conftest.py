@@ -29,6 +29,7 @@ EVERYTHING: dict[str, Any] = {
     "gateway": {"enabled": True, "parentRefs": [{"name": "public"}], "sessionPersistence": True},
     "autoscaling": {"kind": "hpa"},
     "monitoring": {"kind": "PodMonitor", "keySecret": "scraper", "alerts": True, "dashboard": True},
+    "test": {"keySecret": "tester"},
     "preStopSeconds": 5,
     "image": {"pullSecrets": ["registry"]},
     "networkPolicy": {"from": [{"podSelector": {}}], "egress": [{"ports": [{"port": 4317}]}]},

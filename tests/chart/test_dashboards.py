@@ -16,12 +16,13 @@ import yaml
 
 from ..conftest import SCRAPER, ServerProcess
 from ..test_metrics import prometheus
-from .conftest import CHART, NAMESPACE, Render, of_kind, read
+from .conftest import CHART, NAMESPACE, Render, of_kind, read, seconds
 
 LABELS = {"namespace": NAMESPACE, "pod": "demo-gemma-serve-7c9f8d6b5-x2x4z"}
 """What the Prometheus operator gives to what it scrapes."""
 
 DASHBOARD: dict[str, Any] = json.loads((CHART / "dashboards" / "gemma-serve.json").read_text(encoding="utf8"))
+README = (CHART / "README.md").read_text(encoding="utf8")
 ALERTS: list[dict[str, Any]] = read(CHART / "alerts" / "gemma-serve.yaml")["groups"][0]["rules"]
 
 
@@ -102,6 +103,38 @@ def test_the_autoscalers_queries_have_data(queries: httpx.Client, render: Render
     assert len(triggers) == 3
     for trigger in triggers:
         assert len(eventually(queries, trigger["metadata"]["query"])) == 1
+    for query in adapter_queries().values():
+        assert len(eventually(queries, query)) == 1
+
+
+def adapter_queries() -> dict[str, str]:
+    """What prometheus-adapter asks, with the rules of the chart's README, for each metric of a pod."""
+    (text,) = re.findall(r"^```yaml\n(rules:.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    pod = ",".join(f'{label}="{value}"' for label, value in LABELS.items())
+    queries = {}
+    for rule in yaml.safe_load(text)["rules"]["custom"]:
+        query = rule["metricsQuery"].replace("<<.LabelMatchers>>", pod).replace("<<.GroupBy>>", "pod")
+        queries[rule["name"]["as"]] = query.replace("<<.Series>>", rule["seriesQuery"].partition("{")[0])
+    return queries
+
+
+def test_the_hpa_counts_what_keda_counts(render: Render) -> None:
+    access = {"weights": {"persistentVolumeClaim": {"accessMode": "ReadWriteMany"}}}
+    limits = {"waitingRequests": 6, "kvCachePercent": 70, "firstTokenSeconds": 1.5}
+    (scaler,) = of_kind(render({"autoscaling": {"kind": "hpa", **limits}}, access), "HorizontalPodAutoscaler")
+    metrics = [metric["pods"] for metric in scaler["spec"]["metrics"]]
+    wanted = [metric["target"]["averageValue"] for metric in metrics]
+    assert wanted == ["6", "700m", "1.5"]
+    (scaled,) = of_kind(render({"autoscaling": {"kind": "keda", **limits}}, access), "ScaledObject")
+    triggers = [trigger["metadata"] for trigger in scaled["spec"]["triggers"]]
+    assert [trigger["threshold"] for trigger in triggers] == ["6", "70", "1.5"]
+    for metric, trigger in zip(metrics, triggers, strict=True):
+        query = adapter_queries()[metric["metric"]["name"]]
+        assert series(query) == series(trigger["query"])
+
+
+def series(query: str) -> list[str]:
+    return re.findall(r"[\w:]+(?=\{)", query)
 
 
 @pytest.mark.slow
@@ -169,6 +202,14 @@ def test_the_alert_rings(render: Render, tmp_path: Path, alert: dict[str, Any]) 
         (tmp_path / "test.yaml").write_text(yaml.safe_dump({"rule_files": [rules.name], "tests": [test]}))
         run = promtool(tmp_path, tmp_path / "test.yaml", "test", "rules")
         assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("minutes", [5, 45])
+def test_a_server_may_take_its_time_to_start(render: Render, minutes: int) -> None:
+    (rule,) = of_kind(render({"monitoring": {"alerts": True}, "startupMinutes": minutes}), "PrometheusRule")
+    (alert,) = [alert for alert in rule["spec"]["groups"][0]["rules"] if alert["alert"] == "GemmaNotReady"]
+    assert seconds(alert["for"]) == 60 * minutes
+    assert not re.search(r"\$(selector|startup)", str(rule))
 
 
 def rule_file(render: Render, folder: Path) -> Path:

@@ -55,7 +55,10 @@ def test_bases_are_arguments_with_a_digest() -> None:
     arguments = dict(line.partition("=")[::2] for line in of("ARG"))
     for name in ("CUDA_IMAGE", "CPU_IMAGE"):
         assert re.search(r":\d[\w.-]+$", arguments[name]), "a version, not latest"
-    assert "BASE_DIGEST" in arguments
+    assert arguments["BASE_DIGEST"] == ""  # the README says where a release's comes from
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf8").replace("\\\n", " ").split())
+    assert "-f Dockerfile.cuda -t gemma-serve:" in readme
+    assert f'BASE_DIGEST="$(docker buildx imagetools inspect {arguments["CUDA_IMAGE"]} --format' in readme
     stages = {line.split(" AS ")[1] for line in of("FROM") if " AS " in line}
     for line in of("FROM"):
         image = line.split(" AS ")[0]

@@ -39,11 +39,17 @@ CASES: dict[str, Manifest] = {
             "monitoring": {"kind": "ServiceMonitor"},
             "weights": {"from": "hostPath", "hostPath": "/mnt/models", "download": "init"},
             "redis": {"deploy": False, "url": "redis://:secret@redis:6379/0"},
-            "config": {"server": {"tls_certificate": "/tls/tls.crt", "tls_private_key": "/tls/tls.key"}},
+            "tls": {"existingSecret": "certificate"},
             "updateStrategy": "Recreate",
         },
     ),
     "weights from an image": {"weights": {"from": "image", "image": {"reference": "registry/weights:1"}}},
+    "weights that are there": {
+        "weights": {
+            "persistentVolumeClaim": {"existing": "gemmas", "accessMode": "ReadOnlyMany"},
+            "download": "none",
+        }
+    },
     "weights in an emptyDir": {"weights": {"from": "emptyDir"}},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import os
 import signal
 import socket
@@ -19,7 +20,9 @@ import httpx
 import psutil
 import pytest
 import yaml
+from websockets.sync.client import connect
 
+from ..chat_client import ws
 from ..conftest import ServerProcess, running_redis, start
 from .conftest import CHART, Manifest, Render, container, of_kind, read, servers, settings_file
 
@@ -181,12 +184,16 @@ def freeze(stack: Stack, order: signal.Signals) -> None:
 
 
 def test_sticky_paths_lead_to_one_replica(stack: Stack) -> None:
+    """A client's WebSockets, one after the other, as its other requests below the path."""
     found: dict[str, set[str]] = collections.defaultdict(set)
-    for number in range(30):
+    for address in (f"127.0.3.{number + 1}" for number in range(30)):
+        with stack.client(address) as client:
+            found[address].add(client.get("/ws/none").headers["x-replica"])
         for _ in range(2):
-            with stack.client(f"127.0.3.{number + 1}") as client:
-                replica = client.get("/ws/none").headers["x-replica"]
-                found[f"127.0.3.{number + 1}"].add(replica)
+            with connect(ws(stack.url), source_address=(address, 0), proxy=None) as chat:
+                assert json.loads(chat.recv(timeout=60))["type"] == "session"
+                assert chat.response
+                found[address].add(chat.response.headers["X-Replica"])
     assert all(len(replicas) == 1 for replicas in found.values())
     assert len(set.union(*found.values())) == 2  # and not all to the same
 

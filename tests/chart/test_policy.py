@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +42,31 @@ def manifests(request: pytest.FixtureRequest, render: Render) -> list[Manifest]:
 
 def load(manifests: list[Manifest], folder: Path) -> Settings:
     """The settings as the server of these manifests reads them."""
-    content = settings_file(manifests)
-    for name in ("tls_certificate", "tls_private_key"):
-        if name in content["server"]:
-            (folder / name).touch()
-            content["server"][name] = str(folder / name)
+    text = yaml.safe_dump(settings_file(manifests))
+    for mount, secret in mounted_secrets(servers(manifests)[0]).items():
+        if secret == "certificate":  # is not the chart's, and has what a Secret of its type has
+            for name in ("tls.crt", "tls.key"):
+                (folder / name).touch()
+                text = text.replace(f"{mount}/{name}", str(folder / name))
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf8")
+    path.write_text(text, encoding="utf8")
     environ = {
         item["name"]: item.get("value", "redis://from-a-secret")
         for item in container(servers(manifests)[0])["env"]
     }
     environ |= {"GEMMA_ENGINE_NODE_RANK": "0"} if "GEMMA_ENGINE_NODE_RANK" in environ else {}
     return Settings.load(config=path, environ=environ, env_file=None)
+
+
+def mounted_secrets(pod: Manifest) -> dict[str, str]:
+    """Where the server finds the files of which Secret."""
+    volumes = {
+        volume["name"]: volume.get("secret", {}).get("secretName") for volume in pod["spec"]["volumes"]
+    }
+    mounts = container(pod)["volumeMounts"]
+    found = {mount["mountPath"]: volumes[mount["name"]] for mount in mounts if volumes[mount["name"]]}
+    assert all(mount["readOnly"] for mount in mounts if mount["mountPath"] in found)
+    return found
 
 
 def test_the_server_takes_its_settings(manifests: list[Manifest], tmp_path: Path) -> None:
@@ -104,7 +118,9 @@ def test_rollouts_take_nothing_away(manifests: list[Manifest]) -> None:
     for deployment in of_kind(manifests, "Deployment"):
         spec = deployment["spec"]
         startup = container(servers(manifests)[0])["startupProbe"]
-        assert spec["progressDeadlineSeconds"] > startup["periodSeconds"] * startup["failureThreshold"]
+        longest = startup["periodSeconds"] * startup["failureThreshold"]
+        downloads = 3600 if servers(manifests)[0]["spec"].get("initContainers") else 0
+        assert spec["progressDeadlineSeconds"] == longest + downloads + 600
         assert spec["strategy"] == {
             "type": "RollingUpdate",
             "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
@@ -140,7 +156,9 @@ def test_the_nodes_of_an_engine_are_set_up_alike(render: Render) -> None:
     assert container(leader)["env"] == container(node)["env"]
     assert container(leader)["resources"] == container(node)["resources"]
     assert not any("Probe" in name for name in container(node))  # it answers nobody
-    assert settings_file(manifests)["engine"]["nnodes"] == 2
+    engine = settings_file(manifests)["engine"]
+    assert engine["nnodes"] == engine["pipeline_parallel_size"] == 2  # across nodes, as README.md advises
+    assert container(node)["resources"]["limits"]["nvidia.com/gpu"] == engine["tensor_parallel_size"]
     (service,) = of_kind(manifests, "Service")
     selector = service["spec"]["selector"].items()
     assert selector <= leader["metadata"]["labels"].items()
@@ -203,8 +221,63 @@ def test_what_is_written_goes_to_volumes(manifests: list[Manifest]) -> None:
             "/models",
             "/etc/gemma-serve",
             "/etc/gemma-serve-keys",
+            "/etc/gemma-serve-tls",
         }
         assert set(mounts.values()) == volumes.keys()
+
+
+def variables(container: Manifest) -> dict[str, Any]:
+    return {item["name"]: item.get("value") or item["valueFrom"] for item in container["env"]}
+
+
+@pytest.mark.parametrize("case", ["weights from an image", "weights that are there"])
+def test_weights_that_cannot_be_written_are_not_downloaded(render: Render, case: str) -> None:
+    (pod,) = servers(render(CASES[case], {"huggingFace": {"token": "hf_x"}}))
+    server = container(pod)
+    assert variables(server)["HF_HUB_OFFLINE"] == "1" and "HF_TOKEN" not in variables(server)
+    (mount,) = [mount for mount in server["volumeMounts"] if mount["name"] == "weights"]
+    assert mount["readOnly"] is True
+    assert "initContainers" not in pod["spec"]
+
+
+def test_whoever_downloads_has_the_token(render: Render) -> None:
+    token = {"huggingFace": {"existingSecret": "hf"}}
+    (pod,) = servers(render(token))
+    (download,) = pod["spec"]["initContainers"]
+    assert variables(download)["HF_TOKEN"]["secretKeyRef"] == {"name": "hf", "key": "HF_TOKEN"}
+    assert "HF_HUB_OFFLINE" not in variables(download)
+    assert "HF_TOKEN" not in variables(container(pod))
+    (pod,) = servers(render(token, {"weights": {"download": "none"}}))  # the server itself
+    assert variables(container(pod))["HF_TOKEN"] and "HF_HUB_OFFLINE" not in variables(container(pod))
+
+
+def test_servers_wait_for_the_job_that_downloads(render: Render) -> None:
+    values = {"config": {"engine": {"revision": "1e6"}}}
+    manifests = render(EVERYTHING, values)
+    (job,) = [pod for pod in pods(manifests) if component(pod) == "download"]
+    (download,) = job["spec"]["containers"]
+    assert download["command"] == ["hf", "download"]
+    assert download["args"] == ["google/gemma-3-4b-it", "--revision", "1e6"]
+    (pod,) = servers(manifests)
+    (wait,) = pod["spec"]["initContainers"]
+    assert wait["args"] == download["args"] and "HF_TOKEN" not in variables(wait)
+    assert variables(container(pod))["HF_HUB_OFFLINE"] == "1"
+
+
+def test_the_wait_ends_when_the_model_is_there(render: Render, tmp_path: Path) -> None:
+    """Its shell, with an `hf` that has all of the model the third time it is asked."""
+    (wait,) = servers(render(EVERYTHING))[0]["spec"]["initContainers"]
+    calls = tmp_path / "calls"
+    for name, script in {
+        "hf": f'echo "$HF_HUB_OFFLINE $*" >> {calls}; test $(wc -l < {calls}) -eq 3',
+        "sleep": "true",
+        "tini": 'shift; exec "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run([*wait["command"], *wait["args"]], env=environ, check=True, timeout=30)
+    assert calls.read_text().splitlines() == ["1 download google/gemma-3-4b-it"] * 3
 
 
 def test_secrets_are_only_in_secrets(render: Render) -> None:
@@ -266,6 +339,10 @@ def test_traffic_is_let_through_where_it_must(render: Render) -> None:
     covered = ours["podSelector"]["matchExpressions"][0]["values"]
     for pod in pods(manifests):
         assert component(pod) in [*covered, "redis", "test"]
+    assert {"port": 53, "protocol": "UDP"} in ways_out(ours) and {"port": 53, "protocol": "TCP"} in ways_out(
+        ours
+    )
+    assert {"port": 443} in ways_out(ours) and {"port": 4317} in ways_out(ours)
     to_redis = [rule for rule in ours["egress"] if rule["ports"][0]["port"] == 6379]
     labels = to_redis[0]["to"][0]["podSelector"]["matchLabels"].items()
     (redis_pod,) = [pod for pod in pods(manifests) if component(pod) == "redis"]
@@ -273,6 +350,59 @@ def test_traffic_is_let_through_where_it_must(render: Render) -> None:
     let_in = redis["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items()
     assert let_in <= servers(manifests)[0]["metadata"]["labels"].items()
     assert redis["egress"] if "egress" in redis else redis["policyTypes"] == ["Ingress", "Egress"]
+
+
+def our_policy(manifests: list[Manifest]) -> Manifest:
+    (policy,) = [
+        policy["spec"]
+        for policy in of_kind(manifests, "NetworkPolicy")
+        if "matchExpressions" in policy["spec"]["podSelector"]
+    ]
+    return dict(policy)
+
+
+def ways_out(policy: Manifest) -> list[Manifest]:
+    return [port for rule in policy["egress"] for port in rule.get("ports", [])]
+
+
+def test_the_policy_is_about_the_servers_port(manifests: list[Manifest]) -> None:
+    policy = our_policy(manifests)
+    (port,) = container(servers(manifests)[0])["ports"]
+    assert policy["ingress"][0]["ports"] == [{"port": port["name"]}]
+    assert {rule["port"] for rule in ways_out(policy)} >= {53, 443}
+
+
+@pytest.mark.parametrize(
+    ("values", "port"),
+    [
+        ({"redis": {"deploy": True}}, 6379),
+        ({"redis": {"existingSecret": "x"}}, 6379),
+        ({"redis": {"url": "redis://shared"}}, 6379),
+        ({"redis": {"url": "rediss://user:pass:1@shared:6380/0"}}, 6380),
+        ({"redis": {"url": "redis://[fd00::1]:7000?db=1"}}, 7000),
+        ({"redis": {"url": "redis://[fd00::1]/0"}}, 6379),
+        ({"config": {"storage": {"url": "redis://shared:7001/0"}}}, 7001),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_redis_is_let_through_at_its_port(render: Render, values: Manifest, port: int | None) -> None:
+    found = [rule["port"] for rule in ways_out(our_policy(render(values)))]
+    assert found == [53, 53, 443] + [port] * (port is not None)
+
+
+def test_who_may_connect(render: Render) -> None:
+    def rule(*values: Manifest) -> Manifest:
+        return dict(our_policy(render(*values))["ingress"][0])
+
+    assert rule()["from"] == [{"namespaceSelector": {}}]
+    for kind in ("LoadBalancer", "NodePort"):  # their clients are no pods
+        assert "from" not in rule({"service": {"type": kind}})
+    peer = {"namespaceSelector": {"matchLabels": {"team": "a"}}}
+    given, test = rule({"networkPolicy": {"from": [peer]}, "service": {"type": "LoadBalancer"}})["from"]
+    assert given == peer
+    (pod,) = [pod for pod in pods(render()) if component(pod) == "test"]
+    assert test["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
 
 
 def test_redis_ends_before_the_limit_of_its_memory_does(render: Render) -> None:
@@ -284,16 +414,40 @@ def test_redis_ends_before_the_limit_of_its_memory_does(render: Render) -> None:
     assert one["resources"]["limits"]["memory"] == "1Gi"
 
 
+@pytest.mark.parametrize(("answer", "status"), [("PONG", 0), ("LOADING Redis is loading the dataset", 1)])
+def test_redis_is_not_ready_while_it_loads(render: Render, tmp_path: Path, answer: str, status: int) -> None:
+    (redis,) = of_kind(render(EVERYTHING), "StatefulSet")
+    (one,) = redis["spec"]["template"]["spec"]["containers"]
+    (tmp_path / "redis-cli").write_text(f"#!/bin/sh\necho '{answer}'\n")
+    (tmp_path / "redis-cli").chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        run = subprocess.run(one[probe]["exec"]["command"], env=environ, timeout=30)
+        assert run.returncode == status
+
+
 def test_an_ingress_speaks_to_the_server_as_it_listens(render: Render) -> None:
-    tls = {"server": {"tls_certificate": "/tls/tls.crt", "tls_private_key": "/tls/tls.key"}}
-    for config, protocol in ({}, "HTTP"), (tls, "HTTPS"):
-        for ingress in of_kind(render(EVERYTHING, {"config": config}), "Ingress"):
+    for values, protocol in ({}, "HTTP"), ({"tls": {"existingSecret": "certificate"}}, "HTTPS"):
+        for ingress in of_kind(render(EVERYTHING, values), "Ingress"):
             given = ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/backend-protocol"]
             assert given == protocol
 
 
+def test_a_certificate_comes_from_its_secret(render: Render, tmp_path: Path) -> None:
+    manifests = render({"tls": {"existingSecret": "certificate"}})
+    (pod,) = servers(manifests)
+    (mount,) = [path for path, secret in mounted_secrets(pod).items() if secret == "certificate"]
+    given = settings_file(manifests)["server"]
+    assert (given["tls_certificate"], given["tls_private_key"]) == (f"{mount}/tls.crt", f"{mount}/tls.key")
+    assert load(manifests, tmp_path).server.tls_certificate == tmp_path / "tls.crt"
+    assert container(pod)["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
+    other = {"tls_certificate": f"{mount}/chain.pem", "tls_private_key": f"{mount}/key.pem"}
+    manifests = render({"tls": {"existingSecret": "certificate"}, "config": {"server": other}})
+    assert other.items() <= settings_file(manifests)["server"].items()
+
+
 def test_every_selector_finds_the_servers_alone(manifests: list[Manifest]) -> None:
-    kinds = ("Deployment", "PodDisruptionBudget", "PodMonitor")
+    kinds = ("Deployment", "PodMonitor")
     selectors = [
         each["spec"]["selector"]["matchLabels"] for kind in kinds for each in of_kind(manifests, kind)
     ]
@@ -308,6 +462,30 @@ def test_every_selector_finds_the_servers_alone(manifests: list[Manifest]) -> No
             each for each in of_kind(manifests, "Service") if wanted <= each["metadata"]["labels"].items()
         ]
         assert found == services
+
+
+def test_node_drains_take_one_pod_of_the_engines_at_a_time(manifests: list[Manifest]) -> None:
+    (budget,) = of_kind(manifests, "PodDisruptionBudget")
+    selector = budget["spec"]["selector"]
+    (expression,) = selector["matchExpressions"]
+    for pod in pods(manifests):
+        labels = pod["metadata"]["labels"]
+        found = labels[expression["key"]] in expression["values"]
+        assert (found and selector["matchLabels"].items() <= labels.items()) == (
+            component(pod) in ("server", "node")
+        )
+
+
+def test_only_the_gpus_toleration_is_left_out_on_a_cpu(render: Render) -> None:
+    def given(*values: Manifest) -> list[Manifest]:
+        return list(servers(render(*values))[0]["spec"]["tolerations"])
+
+    gpu = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    mine = {"key": "team", "operator": "Equal", "value": "a"}
+    cpu = read(CHART / "values-cpu-demo.yaml")
+    assert given() == [gpu] and given(cpu) == []
+    assert given({"tolerations": [gpu, mine]}) == [gpu, mine]
+    assert given(cpu, {"tolerations": [gpu, mine, {"operator": "Exists"}]}) == [mine, {"operator": "Exists"}]
 
 
 @pytest.mark.parametrize("redis", [{"deploy": True}, {"url": "redis://shared:6379"}, {"existingSecret": "x"}])

@@ -11,6 +11,12 @@ from .conftest import CHART, Refused, Render, merged, read
 TP = {"preset": "gemma-3-27b-tp2"}
 RWX = {"weights": {"persistentVolumeClaim": {"accessMode": "ReadWriteMany"}}}
 
+KEYS = f"""\
+keys:
+- {{name: ci, sha256: {"0" * 64}, limits: {{in_flight: 0}}}}
+- {{name: alice, sha256: {"1" * 64}, limits: {{tokens_per_day: 9}}}}
+"""
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     (
         {"config": {"engine": {"tensor_parallel_size": 4}}, "gpu": {"count": 2}},
@@ -27,6 +33,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         merged(RWX, {"autoscaling": {"kind": "keda"}, "config": {"security": {"tokens_per_day": 9}}}),
         "config.security.tokens_per_day",
     ),
+    (
+        merged(RWX, {"replicas": 2, "apiKeys": {"file": KEYS}}),
+        "apiKeys.file: tokens_per_day of alice: each of several servers would count for itself",
+    ),
+    ({"config": {"models": {"other": {"name": "google/gemma-3-1b-it"}}}}, "config.models: use a release for"),
+    (
+        {"env": [{"name": "GEMMA_SECURITY_RATE_LIMIT_PER_MINUTE", "value": "5"}]},
+        "env: GEMMA_SECURITY_RATE_LIMIT_PER_MINUTE would go past the checks of this chart; settings go below",
+    ),
     ({"replicas": 2}, "several pods on different nodes cannot share a ReadWriteOnce volume"),
     ({"image": {"tag": "latest"}}, "`latest` is another server tomorrow"),
     ({"preset": "gemma-5"}, 'there is no "gemma-5"; the presets are demo, functiongemma, gemma-2b-it'),
@@ -40,6 +55,25 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (merged(TP, {"multiNode": {"enabled": True}}), "cannot share a ReadWriteOnce volume"),
     ({"config": {"model": {"name": "/data/gemma"}}}, "/data/gemma is not in weights.mountPath"),
+    ({"config": {"model": {"name": "/models-2/gemma"}}}, "/models-2/gemma is not in weights.mountPath"),
+    (
+        {"config": {"server": {"tls_certificate": "/tls/tls.crt", "tls_private_key": "/tls/tls.key"}}},
+        "config.server.tls_certificate: no volume of the pod holds /tls/tls.crt; name a Secret",
+    ),
+    (
+        {"config": {"server": {"tls_certificate": "/etc/gemma-serve-tls/tls.crt"}}},
+        "tls_certificate: no volume of the pod holds /etc/gemma-serve-tls/tls.crt",
+    ),
+    ({"tls": {"existingSecret": "a"}, "config": {"server": {"tls_private_key": "/k"}}}, "holds /k; name"),
+    (
+        {"weights": {"persistentVolumeClaim": {"accessMode": "ReadOnlyMany"}, "download": "none"}},
+        "weights.persistentVolumeClaim.existing: nothing could fill a ReadOnlyMany claim",
+    ),
+    (
+        {"weights": {"persistentVolumeClaim": {"accessMode": "ReadOnlyMany", "existing": "gemmas"}}},
+        "weights.download: init cannot write into a ReadOnlyMany volume",
+    ),
+    ({"weights": {"download": "job"}}, "weights.download: a job on another node than the servers"),
     ({"weights": {"from": "emptyDir", "download": "job"}}, "a job cannot fill a volume of the kind emptyDir"),
     (
         {"monitoring": {"kind": "ServiceMonitor"}, "apiKeys": {"existingSecret": "keys"}},
@@ -81,6 +115,9 @@ def test_wrong_values_are_refused(render: Render, values: dict[str, Any], senten
     "values",
     [
         merged(RWX, {"replicas": 2, "redis": {"deploy": True}, "config": {"security": {"max_in_flight": 6}}}),
+        merged(RWX, {"replicas": 2, "redis": {"deploy": True}, "apiKeys": {"file": KEYS}}),
+        {"apiKeys": {"file": KEYS}},
+        merged(RWX, {"replicas": 2, "apiKeys": {"file": "keys: []"}}),
         {"config": {"engine": {"tensor_parallel_size": 4}}, "gpu": {"count": 4}},
         {"replicas": 2, "weights": {"from": "emptyDir"}},
         {"preset": "demo", "device": "cpu", "replicas": 2},

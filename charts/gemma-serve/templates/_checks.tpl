@@ -10,6 +10,15 @@
 {{- fail "image.tag: `latest` is another server tomorrow; name a version, or leave it empty for the chart's own" -}}
 {{- end -}}
 
+{{- range $values.env -}}
+{{- if hasPrefix "GEMMA_" (toString .name) -}}
+{{- fail (printf "env: %s would go past the checks of this chart; settings go below config, secrets into apiKeys, redis, huggingFace or tls" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- if $config.models -}}
+{{- fail "config.models: use a release for each model, so that each has its weights and its GPUs" -}}
+{{- end -}}
+
 {{- $world := include "gemma.worldSize" . | int -}}
 {{- $engine := $config.engine | default dict -}}
 {{- $sizes := printf "tensor_parallel_size %d × pipeline_parallel_size %d × data_parallel_size %d" (int ($engine.tensor_parallel_size | default 1)) (int ($engine.pipeline_parallel_size | default 1)) (int ($engine.data_parallel_size | default 1)) -}}
@@ -56,19 +65,38 @@
 {{- if and (eq $weights.from "persistentVolumeClaim") $several (hasPrefix "ReadWriteOnce" $weights.persistentVolumeClaim.accessMode) -}}
 {{- fail (printf "weights.persistentVolumeClaim.accessMode: several pods on different nodes cannot share a %s volume; use ReadWriteMany, hostPath or image" $weights.persistentVolumeClaim.accessMode) -}}
 {{- end -}}
+{{- if include "gemma.readOnlyClaim" . -}}
+{{- if not $weights.persistentVolumeClaim.existing -}}
+{{- fail "weights.persistentVolumeClaim.existing: nothing could fill a ReadOnlyMany claim of the chart's; name one that holds the weights" -}}
+{{- end -}}
+{{- if include "gemma.downloader" . -}}
+{{- fail (printf "weights.download: %s cannot write into a ReadOnlyMany volume; set it to none" $weights.download) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $weights.from "persistentVolumeClaim") (eq (include "gemma.downloader" .) "job") (hasPrefix "ReadWriteOnce" $weights.persistentVolumeClaim.accessMode) -}}
+{{- fail (printf "weights.download: a job on another node than the servers cannot share their %s volume; use ReadWriteMany, or init" $weights.persistentVolumeClaim.accessMode) -}}
+{{- end -}}
 {{- if and (has $weights.from (list "image" "emptyDir")) (eq $weights.download "job") -}}
 {{- fail (printf "weights.download: a job cannot fill a volume of the kind %s" $weights.from) -}}
 {{- end -}}
-{{- if and (hasPrefix "/" (include "gemma.model" .)) (not (hasPrefix $weights.mountPath (include "gemma.model" .))) -}}
+{{- if and (hasPrefix "/" (include "gemma.model" .)) (not (include "gemma.isBelow" (list (include "gemma.model" .) $weights.mountPath))) -}}
 {{- fail (printf "config.model.name: %s is not in weights.mountPath (%s)" (include "gemma.model" .) $weights.mountPath) -}}
 {{- end -}}
 {{- end -}}
 
 {{- $security := $config.security | default dict -}}
 {{- if and (include "gemma.several" .) (not (include "gemma.redis" .)) -}}
+{{- $counted := "each of several servers would count for itself, so clients get a multiple of it; set redis.url, redis.existingSecret or redis.deploy" -}}
 {{- range list "rate_limit_per_minute" "tokens_per_minute" "tokens_per_day" "max_in_flight" -}}
 {{- if get $security . -}}
-{{- fail (printf "config.security.%s: each of several servers would count for itself, so clients get a multiple of it; set redis.url, redis.existingSecret or redis.deploy" .) -}}
+{{- fail (printf "config.security.%s: %s" . $counted) -}}
+{{- end -}}
+{{- end -}}
+{{- range $key := get (fromYaml $values.apiKeys.file) "keys" | default list -}}
+{{- range $name, $limit := $key.limits -}}
+{{- if $limit -}}
+{{- fail (printf "apiKeys.file: %s of %s: %s" $name $key.name $counted) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -87,6 +115,15 @@
 {{- end -}}
 {{- if and $values.huggingFace.token $values.huggingFace.existingSecret -}}
 {{- fail "huggingFace: give one of token and existingSecret" -}}
+{{- end -}}
+
+{{- range $field := list "tls_certificate" "tls_private_key" -}}
+{{- $path := include "gemma.setting" (list $ "server" $field "") -}}
+{{- $ofSecret := and $values.tls.existingSecret (include "gemma.isBelow" (list $path (include "gemma.tlsPath" $))) -}}
+{{- $ofWeights := and (include "gemma.needsWeights" $) (include "gemma.isBelow" (list $path $weights.mountPath)) -}}
+{{- if and $path (not $ofSecret) (not $ofWeights) -}}
+{{- fail (printf "config.server.%s: no volume of the pod holds %s; name a Secret with the certificate in tls.existingSecret" $field $path) -}}
+{{- end -}}
 {{- end -}}
 
 {{- $open := or (has "/metrics" ($security.public_paths | default list)) (eq (toString $security.api_key_required) "false") -}}

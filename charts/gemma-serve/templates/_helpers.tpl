@@ -61,7 +61,18 @@ app.kubernetes.io/component: server
 {{- if and .Values.multiNode.enabled (not (hasKey ($config.engine | default dict) "nnodes")) -}}
 {{- $_ := set $config "engine" (merge (dict "nnodes" (int .Values.multiNode.nodes)) ($config.engine | default dict)) -}}
 {{- end -}}
+{{- if .Values.tls.existingSecret -}}
+{{- $files := dict "tls_certificate" (printf "%s/tls.crt" (include "gemma.tlsPath" .)) "tls_private_key" (printf "%s/tls.key" (include "gemma.tlsPath" .)) -}}
+{{- $_ := set $config "server" (merge ($config.server | default dict) $files) -}}
+{{- end -}}
 {{- toYaml $config -}}
+{{- end -}}
+
+{{- define "gemma.tlsPath" -}}/etc/gemma-serve-tls{{- end -}}
+
+{{/* "true" where a path is below a folder: (list path folder) */}}
+{{- define "gemma.isBelow" -}}
+{{- ternary "true" "" (hasPrefix (printf "%s/" (trimSuffix "/" (index . 1))) (index . 0)) -}}
 {{- end -}}
 
 {{/* A setting: (list . "section" "field" default) */}}
@@ -115,6 +126,12 @@ app.kubernetes.io/component: server
 {{- if or .Values.redis.url .Values.redis.existingSecret .Values.redis.deploy (include "gemma.setting" (list . "storage" "url" "")) -}}true{{- end -}}
 {{- end -}}
 
+{{/* Redis's own, unless a URL that the chart can read has another. */}}
+{{- define "gemma.redisPort" -}}
+{{- $url := .Values.redis.url | default (include "gemma.setting" (list . "storage" "url" "")) -}}
+{{- regexReplaceAll "^(\\w+://([^@/]*@)?[^/?]*?(:(\\d+))?([/?].*)?)?$" $url "${4}" | default "6379" -}}
+{{- end -}}
+
 {{- define "gemma.redisHost" -}}
 {{- include "gemma.fullname" . }}-redis
 {{- end -}}
@@ -137,6 +154,24 @@ app.kubernetes.io/component: server
 {{- if ne (include "gemma.model" .) "gemma-demo" -}}true{{- end -}}
 {{- end -}}
 
+{{/* Who puts the model onto the weights' volume: "init", "job", or nobody but the server itself. */}}
+{{- define "gemma.downloader" -}}
+{{- if and (include "gemma.fromHub" .) (ne .Values.weights.from "image") (ne .Values.weights.download "none") -}}{{ .Values.weights.download }}{{- end -}}
+{{- end -}}
+
+{{- define "gemma.readOnlyClaim" -}}
+{{- if and (eq .Values.weights.from "persistentVolumeClaim") (eq .Values.weights.persistentVolumeClaim.accessMode "ReadOnlyMany") -}}true{{- end -}}
+{{- end -}}
+
+{{- define "gemma.readOnlyWeights" -}}
+{{- if and (include "gemma.needsWeights" .) (or (eq .Values.weights.from "image") (include "gemma.readOnlyClaim" .)) -}}true{{- end -}}
+{{- end -}}
+
+{{/* Must the server itself not ask Hugging Face? */}}
+{{- define "gemma.offline" -}}
+{{- if or (include "gemma.downloader" .) (include "gemma.readOnlyWeights" .) -}}true{{- end -}}
+{{- end -}}
+
 {{- define "gemma.weightsClaim" -}}
 {{- .Values.weights.persistentVolumeClaim.existing | default (printf "%s-weights" (include "gemma.fullname" .)) -}}
 {{- end -}}
@@ -149,6 +184,17 @@ app.kubernetes.io/component: server
 {{/* Selects this release's servers in Prometheus: names of a Deployment's or LeaderWorkerSet's pods. */}}
 {{- define "gemma.metricSelector" -}}
 namespace="{{ .Release.Namespace }}",pod=~"{{ include "gemma.workload" . }}-{{ ternary "[0-9]+" "[a-z0-9]+-[a-z0-9]{5}" .Values.multiNode.enabled }}"
+{{- end -}}
+
+{{/* What runs on a CPU keeps away from the GPUs' nodes. */}}
+{{- define "gemma.tolerations" -}}
+{{- $tolerations := list -}}
+{{- range .Values.tolerations -}}
+{{- if not (and (eq $.Values.device "cpu") (eq (toString .key) $.Values.gpu.resource)) -}}
+{{- $tolerations = append $tolerations . -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $tolerations -}}
 {{- end -}}
 
 {{- define "gemma.podSecurity" -}}

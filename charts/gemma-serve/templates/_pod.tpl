@@ -33,9 +33,9 @@ spec:
   {{- with $values.runtimeClassName }}
   runtimeClassName: {{ . }}
   {{- end }}
-  {{- if and (eq $values.weights.download "init") (include "gemma.fromHub" .) (has $values.weights.from (list "persistentVolumeClaim" "hostPath" "emptyDir")) }}
+  {{- with include "gemma.downloader" . }}
   initContainers:
-    - {{- include "gemma.download" . | nindent 6 }}
+    - {{- include "gemma.download" (dict "root" $root "wait" (eq . "job")) | nindent 6 }}
   {{- end }}
   containers:
     - name: server
@@ -89,10 +89,13 @@ spec:
         - {name: tmp, mountPath: /tmp}
         - {name: shm, mountPath: /dev/shm}
         {{- if include "gemma.needsWeights" . }}
-        - {name: weights, mountPath: {{ $values.weights.mountPath }}}
+        - {name: weights, mountPath: {{ $values.weights.mountPath }}{{ if include "gemma.readOnlyWeights" . }}, readOnly: true{{ end }}}
         {{- end }}
         {{- if or $values.apiKeys.file $values.apiKeys.existingSecret }}
         - {name: keys, mountPath: /etc/gemma-serve-keys, readOnly: true}
+        {{- end }}
+        {{- if $values.tls.existingSecret }}
+        - {name: tls, mountPath: {{ include "gemma.tlsPath" . }}, readOnly: true}
         {{- end }}
   volumes:
     - name: config
@@ -112,14 +115,14 @@ spec:
         secretName: {{ $values.apiKeys.existingSecret | default (include "gemma.fullname" .) }}
         items: [{key: {{ ternary $values.apiKeys.secretKey "keys.yaml" (ne $values.apiKeys.existingSecret "") }}, path: keys.yaml}]
     {{- end }}
+    {{- with $values.tls.existingSecret }}
+    - name: tls
+      secret: {secretName: {{ . }}}
+    {{- end }}
   {{- with $values.nodeSelector }}
   nodeSelector: {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- if ne $values.device "cpu" }}
-  {{- with $values.tolerations }}
-  tolerations: {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- end }}
+  tolerations: {{- include "gemma.tolerations" . | nindent 4 }}
   {{- with $values.affinity }}
   affinity: {{- toYaml . | nindent 4 }}
   {{- end }}
@@ -145,8 +148,8 @@ spec:
 - {name: TRITON_CACHE_DIR, value: /cache/triton}
 - {name: TORCHINDUCTOR_CACHE_DIR, value: /cache/inductor}
 - {name: HF_HOME, value: {{ ternary (printf "%s/huggingface" .Values.weights.mountPath) "/cache/huggingface" (ne (include "gemma.needsWeights" .) "") }}}
-{{- if and (include "gemma.fromHub" .) (ne .Values.weights.download "none") (has .Values.weights.from (list "persistentVolumeClaim" "hostPath" "emptyDir")) (eq .Values.weights.download "init") }}
-- {name: HF_HUB_OFFLINE, value: "1"}  # the init container has downloaded
+{{- if include "gemma.offline" . }}
+- {name: HF_HUB_OFFLINE, value: "1"}  # the weights are there
 {{- end }}
 {{- end -}}
 
@@ -161,7 +164,7 @@ spec:
 {{- end -}}
 
 {{- define "gemma.secretEnv" -}}
-{{- if ne .Values.weights.download "init" }}
+{{- if not (include "gemma.offline" .) }}
 {{- include "gemma.hubEnv" . }}
 {{- end }}
 {{- if or .Values.apiKeys.file .Values.apiKeys.existingSecret }}
@@ -181,19 +184,25 @@ spec:
 {{- end }}
 {{- end -}}
 
-{{/* A container that puts the model into the Hugging Face cache; it does nothing where it is there. */}}
+{{/* A container that puts the model into the Hugging Face cache, and does nothing where it is there; or that waits until
+     all of it is there: (dict "root" . "wait" true | false) */}}
 {{- define "gemma.download" -}}
-name: download
+{{- with .root -}}
+name: {{ ternary "wait" "download" $.wait }}
 image: {{ include "gemma.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
-command: [hf, download, {{ include "gemma.model" . }}]
-{{- with include "gemma.setting" (list . "engine" "revision" "") }}
-args: [--revision, {{ . }}]
+{{- if $.wait }}
+command: [tini, --, sh, -c, 'until HF_HUB_OFFLINE=1 hf download "$@"; do sleep 15; done', wait]
+{{- else }}
+command: [hf, download]
 {{- end }}
+args: [{{ include "gemma.model" . }}{{ with include "gemma.setting" (list . "engine" "revision" "") }}, --revision, {{ . | quote }}{{ end }}]
 env:
   - {name: HOME, value: /tmp}
   - {name: HF_HOME, value: {{ .Values.weights.mountPath }}/huggingface}
+  {{- if not $.wait }}
   {{- include "gemma.hubEnv" . | nindent 2 }}
+  {{- end }}
   {{- with .Values.env }}{{ toYaml . | nindent 2 }}{{ end }}
 securityContext:
   {{- include "gemma.containerSecurity" . | nindent 2 }}
@@ -204,12 +213,13 @@ volumeMounts:
   - {name: weights, mountPath: {{ .Values.weights.mountPath }}}
   - {name: tmp, mountPath: /tmp}
 {{- end -}}
+{{- end -}}
 
 {{- define "gemma.weightsVolume" -}}
 {{- $weights := .Values.weights -}}
 - name: weights
 {{- if eq $weights.from "persistentVolumeClaim" }}
-  persistentVolumeClaim: {claimName: {{ include "gemma.weightsClaim" . }}}
+  persistentVolumeClaim: {claimName: {{ include "gemma.weightsClaim" . }}{{ if include "gemma.readOnlyClaim" . }}, readOnly: true{{ end }}}
 {{- else if eq $weights.from "hostPath" }}
   hostPath: {path: {{ $weights.hostPath }}, type: Directory}
 {{- else if eq $weights.from "image" }}
