@@ -327,7 +327,7 @@ def test_edited_keys_are_no_rollout(render: Render) -> None:
 
 def test_presets_of_the_chart_are_those_of_the_server(render: Render) -> None:
     for path in sorted((ROOT / "configs").glob("*.yaml")):
-        values = {"preset": path.stem, "config": {"server": None, "log": None}}
+        values = {"preset": path.stem, "config": {"server": None, "health": None, "log": None}}
         device = {"device": "cpu"} if path.stem == "demo" else {}
         assert settings_file(render(values, device)) == read(path)
 
