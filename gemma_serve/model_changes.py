@@ -230,7 +230,11 @@ class ModelChanges:
 
     async def _wake(self) -> None:
         self._switch.hold("waking up")
-        await self._switch.wake()
+        try:
+            await self._switch.wake()
+        except ServeError:
+            self._switch.go_on()
+            raise
 
     async def _end(self) -> None:
         await self._drain()

@@ -66,11 +66,12 @@ async def test_an_engine_that_is_started_again_does_not_sleep() -> None:
     engine._llm = Sleeper()
     engine.status.set(EngineState.RESTARTING)
     with pytest.raises(Conflict, match="restarting"):
-        await engine.sleep(1)
+        engine.require_sleep()
 
 
-async def test_an_engine_that_dies_while_it_goes_to_sleep_is_started_again(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("doing", ["sleep", "wake"])
+async def test_an_engine_that_dies_on_its_way_to_sleep_or_back_is_started_again(
+    doing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, restarted = VLLMEngine(Settings(model={"name": "gemma-demo"})), asyncio.Event()
 
@@ -79,16 +80,40 @@ async def test_an_engine_that_dies_while_it_goes_to_sleep_is_started_again(
 
     class Mortal(Sleeper):
         async def sleep(self, level: int) -> None:
+            if doing == "sleep":
+                self.die()
+
+        async def wake_up(self, tags: list[str] | None = None) -> None:
+            self.die()
+
+        def die(self) -> None:
             engine._on_death()
             raise EngineDeadError(suppress_context=True)
 
     monkeypatch.setattr(engine, "_restart", restart)
     engine._llm, engine._serving = Mortal(), object()  # type: ignore[assignment]
     engine.status.set(EngineState.READY)
-    with pytest.raises(EngineDied):
+    if doing == "wake":
         await engine.sleep(1)
+    with pytest.raises(EngineDied):
+        await (engine.sleep(1) if doing == "sleep" else engine.wake())
     async with asyncio.timeout(5):
         await restarted.wait()
+
+
+async def test_an_engine_that_cannot_sleep_is_not_taken_for_a_dead_one() -> None:
+    """vLLM has paused it by then, so that it must not go on."""
+    engine = VLLMEngine(Settings(model={"name": "gemma-demo"}))
+
+    class Broken(Sleeper):
+        async def sleep(self, level: int) -> None:
+            raise Exception("Call to sleep method failed: out of memory")
+
+    engine._llm = Broken()
+    engine.status.set(EngineState.READY)
+    with pytest.raises(Exception, match="sleep method failed") as failed:
+        await engine.sleep(1)
+    assert not isinstance(failed.value, ServeError)
 
 
 def test_starts_in_vain_are_counted_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +140,6 @@ VLLMS_WORDS = (
         (RuntimeError(VLLMS_WORDS % -9), "", "EngineCore was ended by SIGKILL"),
         (RuntimeError(VLLMS_WORDS % 1), "", "ended without a word"),
         (RuntimeError(VLLMS_WORDS % 1), "ERROR [EngineCore] ValueError: no such dtype\n", "no such dtype"),
-        (TimeoutError(), "", "did not answer within 600 s"),
     ],
 )
 async def test_why_a_load_failed(error: Exception, said: str, sentence: str) -> None:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import logs
@@ -118,8 +118,10 @@ class VLLMEngine:
             self._phase("warming up")
             self._core = ReplaceableCore(llm.engine_core, llm.output_processor, self._on_death)
             llm.engine_core = self._core
-            async with every(_WATCH_SECONDS, self._notice_death), asyncio.timeout(_ANSWER_SECONDS):
-                serving = await serve(self._settings, llm, self.status)
+            async with every(_WATCH_SECONDS, self._notice_death):
+                serving = await _within(
+                    _ANSWER_SECONDS, serve(self._settings, llm, self.status), "answer, to warm up,"
+                )
             self._footprint = await asyncio.to_thread(Footprint)
             self._loaded = await asyncio.to_thread(serving.describe, self._settings)
             if self._core.resources.engine_dead:
@@ -169,9 +171,7 @@ class VLLMEngine:
 
     async def _reason(self, error: Exception, output: EngineOutput | None) -> str:
         cause: object = error
-        if isinstance(error, TimeoutError):
-            cause = f"the engine did not answer within {_ANSWER_SECONDS} s while it warmed up"
-        elif "root cause" in str(error) and output is not None:
+        if "root cause" in str(error) and output is not None:
             await asyncio.to_thread(output.ended.wait, 2)  # its last lines say what happened
             otherwise = error if isinstance(error, ServeError) else _WITHOUT_A_WORD
             cause = killed_core(str(error)) or output.root_cause() or otherwise
@@ -251,11 +251,7 @@ class VLLMEngine:
 
     async def _start_core(self, builder: EngineBuilder) -> AsyncMPClient:
         seconds = max(_SHORTEST_RESTART, _RESTART_BY_LOAD * self._load_seconds)
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._in_daemon_thread(builder.core)
-        except TimeoutError:
-            raise StartupError(f"the engine did not start within {seconds:.0f} s") from None
+        return await _within(seconds, self._in_daemon_thread(builder.core), "start")
 
     async def stop(self) -> None:
         self._stopping = True
@@ -293,25 +289,16 @@ class VLLMEngine:
                 "This model cannot sleep: it was loaded without engine.enable_sleep_mode, which needs a GPU. "
                 "Unload it instead."
             )
+        if self.status.state not in (EngineState.READY, EngineState.UNLOADED):  # the latter by `abandon`
+            raise Conflict(f"The engine is {self.status.state}: try again when it is ready.")
 
     async def sleep(self, level: int) -> None:
         self.require_sleep()
         assert self._llm is not None
-        if self.status.state not in (EngineState.READY, EngineState.UNLOADED):  # the latter by `abandon`
-            raise Conflict(f"The engine is {self.status.state}: try again when it is ready.")
-        from .vllm_errors import mapped_errors
-
         self._weights_dropped, self._asleep = level > 1, True
-        try:
+        with self._told_when_it_dies("went to sleep"):
             async with asyncio.timeout(_ANSWER_SECONDS):
-                with mapped_errors():
-                    await self._llm.sleep(level)
-        except ServeError:
-            self._asleep = False
-            if self._died_asleep:
-                self._died_asleep = False
-                self._background(self._restart())
-            raise
+                await self._llm.sleep(level)
 
     async def wake(self) -> None:
         assert self._llm is not None
@@ -320,15 +307,30 @@ class VLLMEngine:
             self._died_asleep = False
             await self._restart()
             return
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            if self._weights_dropped:
-                await self._llm.wake_up(["weights"])
-                await self._llm.collective_rpc("reload_weights")
-                await self._llm.wake_up(["kv_cache"])
-            else:
-                await self._llm.wake_up()
+        with self._told_when_it_dies("woke up"):
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                if self._weights_dropped:
+                    await self._llm.wake_up(["weights"])
+                    await self._llm.collective_rpc("reload_weights")
+                    await self._llm.wake_up(["kv_cache"])
+                else:
+                    await self._llm.wake_up()
         if self.status.state is EngineState.UNLOADED:  # by `abandon`
             self.status.set(EngineState.READY)
+
+    @contextlib.contextmanager
+    def _told_when_it_dies(self, doing: str) -> Iterator[None]:
+        """Raises `EngineDied`, and another engine is started. What else fails is no `ServeError`."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            yield
+        except EngineDeadError as error:
+            self._asleep = False
+            if self._died_asleep:
+                self._died_asleep = False
+                self._background(self._restart())
+            raise EngineDied(f"The engine died while it {doing}; another one is started.") from error
 
     async def load_adapter(self, name: str, path: str) -> LoadedModel:
         serving = self._ready()
@@ -421,3 +423,14 @@ class VLLMEngine:
         from .report import gpu_memory
 
         return gpu_memory(self._llm)
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, T], doing: str) -> T:
+    """Raises `StartupError` when it takes longer."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await work
+    except TimeoutError:
+        if not limit.expired():
+            raise  # of the work itself
+        raise StartupError(f"the engine did not {doing} within {seconds:.0f} s") from None

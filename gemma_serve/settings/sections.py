@@ -219,7 +219,7 @@ class QueueSettings(Section):
 
 class SupervisorSettings(Section):
     max_restarts: int = Field(default=10, ge=0)
-    """How often a dead engine is started again within the window before the server gives up and exits."""
+    """How often a dead engine is started again, in vain or within the window, before the server gives up."""
     restart_window_seconds: float = Field(default=600, gt=0)
     """The window of `max_restarts`."""
 

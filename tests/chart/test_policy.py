@@ -332,6 +332,18 @@ def test_presets_of_the_chart_are_those_of_the_server(render: Render) -> None:
         assert settings_file(render(values, device)) == read(path)
 
 
+def test_the_weights_may_be_all_that_is_in_the_volume(render: Render) -> None:
+    image = {"from": "image", "image": {"reference": "example.com/weights:1"}, "download": "none"}
+    for name in ("/models", "/models/"):
+        assert pods(render({"weights": image, "config": {"model": {"name": name}}}))
+
+
+def test_keys_that_are_no_keys_are_for_the_server_to_refuse(render: Render) -> None:
+    shared = {"persistentVolumeClaim": {"accessMode": "ReadWriteMany"}}
+    for text in ("keys: 5", "keys: [abc]", "keys: [{name: a, limits: null}]", "5"):
+        assert pods(render({"replicas": 2, "weights": shared, "apiKeys": {"file": text}}))
+
+
 def test_traffic_is_let_through_where_it_must(render: Render) -> None:
     manifests = render(EVERYTHING)
     policies = {policy["metadata"]["name"]: policy["spec"] for policy in of_kind(manifests, "NetworkPolicy")}

@@ -92,8 +92,9 @@
 {{- fail (printf "config.security.%s: %s" . $counted) -}}
 {{- end -}}
 {{- end -}}
-{{- range $key := get (fromYaml $values.apiKeys.file) "keys" | default list -}}
-{{- range $name, $limit := $key.limits -}}
+{{- $keys := get (fromYaml $values.apiKeys.file) "keys" -}}
+{{- range $key := ternary $keys list (kindIs "slice" $keys) -}}
+{{- range $name, $limit := ternary $key dict (kindIs "map" $key) | dig "limits" dict | default dict -}}
 {{- if $limit -}}
 {{- fail (printf "apiKeys.file: %s of %s: %s" $name $key.name $counted) -}}
 {{- end -}}

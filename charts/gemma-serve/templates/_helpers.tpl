@@ -72,7 +72,7 @@ app.kubernetes.io/component: server
 
 {{/* "true" where a path is below a folder: (list path folder) */}}
 {{- define "gemma.isBelow" -}}
-{{- ternary "true" "" (hasPrefix (printf "%s/" (trimSuffix "/" (index . 1))) (index . 0)) -}}
+{{- ternary "true" "" (hasPrefix (printf "%s/" (trimSuffix "/" (index . 1))) (printf "%s/" (trimSuffix "/" (index . 0)))) -}}
 {{- end -}}
 
 {{/* A setting: (list . "section" "field" default) */}}
