@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -29,11 +30,14 @@ logger = logging.getLogger(__name__)
 _FORCED_SECONDS = 3
 _CANCEL_SECONDS = 1
 """How long a cancelled request may take to tell its client."""
+_OTHER_FILES = 512
+"""Besides connections: the engine's sockets and pipes, Redis, images that are fetched."""
 
 
 def run(settings: Settings, engine: Engine | None = None) -> NoReturn:
     """Serve until a signal or a dead engine ends it, then end the process: 0, or 1 for a failure."""
     logs.configure(settings.log.level, settings.log.format)
+    _allow_files(settings.server.max_connections)
     sock = _bind(settings.server.host, settings.server.port)
     url = _url(sock, "https" if settings.server.tls_certificate else "http")
     started = time.monotonic()
@@ -131,6 +135,21 @@ def _greeting(url: str, model: str, seconds: float) -> str:
 
 Ctrl-C ends it.
 """
+
+
+def _allow_files(connections: int) -> None:
+    """Each connection is a file; the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        logger.warning(
+            "The system lets this process have %d open files, too few for %d connections (ulimit -Hn)",
+            allowed,
+            connections,
+        )
 
 
 def _bind(host: str, port: int) -> socket.socket:

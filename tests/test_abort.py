@@ -26,17 +26,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def made(server: InProcess) -> int:
+    """Tokens since the start."""
+    return server.engine.report().generated_tokens or 0
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("name", CASES)
 async def test_nothing_is_left_running(
     in_process: InProcess, caplog: pytest.LogCaptureFixture, name: str, stream: bool
 ) -> None:
     path, body = CASES[name]
+    before = made(in_process)
     async with httpx.AsyncClient(base_url=in_process.url, timeout=60) as client:
         request = asyncio.create_task(client.post(path, json=body | ENDLESS | {"stream": stream}))
         await until(lambda: in_process.unfinished() > 0)
         request.cancel()
         await until(lambda: in_process.unfinished() == 0)
+    assert made(in_process) - before < ENDLESS["max_tokens"] / 2, "they ended by themselves"
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 

@@ -510,11 +510,10 @@ async def test_a_redis_that_hangs_does_not_hold_the_server_up(tmp_path: Path) ->
         impatient = settings(f"unix://{path}").storage.model_copy(update={"timeout_seconds": 0.5})
         storage = SharedStorage(impatient)
         limiter = RateLimiter(settings(), storage)
-        started = time.monotonic()
         for _ in range(50):
             lease = await limiter.admit(client(requests_per_minute=1, in_flight=1))
             await lease.settle(1, 1)
-        print(f"50 requests without Redis: {time.monotonic() - started:.2f} s")
+        assert len(writers) < 10, "most requests have to go on without asking it"
         with pytest.raises(StorageAway):
             await limiter.usage(1)
         await storage.aclose()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -63,6 +66,20 @@ def test_what_the_engine_refuses_is_told_with_its_cause() -> None:
     assert server.wait(120) == 1
     (line,) = [line for line in server.log if " - CRITICAL - " in line]
     assert "No available memory for the cache blocks" in line
+
+
+@pytest.mark.parametrize(("hard", "wanted"), [(4096, 4096), (16_384, 10_512)])
+def test_as_many_files_as_connections_are_allowed(hard: int, wanted: int) -> None:
+    code = (
+        "import resource; from gemma_serve.server import _allow_files;"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (1024, {hard})); _allow_files(10_000);"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < hard:
+        pytest.skip(f"no process may have {hard} files here (ulimit -Hn)")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == f"({wanted}, {hard})"
+    assert ("too few for 10000 connections" in result.stderr) == (hard == 4096)
 
 
 def test_a_taken_port_is_named() -> None:
@@ -124,9 +141,13 @@ def test_uvicorn_serves_it_for_development() -> None:
     server = start(
         "-m", "uvicorn", "gemma_serve.main:app", "--port", str(port), environ={"GEMMA_CONFIG": "demo"}
     )  # fmt: skip
-    server.wait_for("loading, importing vLLM")
-    assert httpx.get(f"http://127.0.0.1:{port}/health/live", timeout=30).status_code == 200
-    server.end()
+    try:
+        server.wait_for("loading, importing vLLM")
+        # uvicorn listens a little later.
+        with httpx.Client(transport=httpx.HTTPTransport(retries=8), timeout=30) as client:
+            assert client.get(f"http://127.0.0.1:{port}/health/live").status_code == 200
+    finally:
+        server.end()
 
 
 @pytest.mark.parametrize("how", [["--workers", "2"], ["--workers=3"]])
