@@ -181,6 +181,14 @@ def test_the_command_recommends_what_it_computed(capsys: pytest.CaptureFixture[s
     assert [row["chats"] >= 60 for row in content["plans"]] == [False, True, True, True]
 
 
+def test_as_many_chats_at_once_as_users(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "gemma-3-1b", "--gpu", "A100", "--context", "1024", "--users", "500"]
+    code, output, _ = command(capsys, *arguments)
+    assert code == 0
+    assert "engine.max_num_seqs=500" in output
+    assert "engine.max_num_batched_tokens=2048" in output
+
+
 def test_a_step_reads_what_its_token_needs(tmp_path: Path) -> None:
     text = read_shape("gemma-3-1b")
     assert text.step_parameters == text.parameters
