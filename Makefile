@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev serve test chaos soak chart-test chart-readme bench-compare bench-memory load-test lint format lock demo-model clean
+.PHONY: help python setup setup-dev serve test chaos soak chart-test chart-readme bench-compare bench-memory load-test url lint format lock demo-model clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -44,8 +44,11 @@ bench-compare: setup ## Install, then measure this server against vLLM's own, in
 bench-memory: setup-dev ## Install, then measure tokens per second by memory setting (CONFIG=benchmarks/quick.yaml)
 	@exec $(BIN)/python benchmarks/gpu_memory_sweep.py $(or $(CONFIG),benchmarks/quick.yaml) $(ARGS)
 
-load-test: setup $(LOAD)/ready ## Install, then load-test the server at URL, with the key in OPENAI_API_KEY
-	@PYTHONPATH=$(CURDIR) exec $(LOAD)/bin/python benchmarks/load/run.py $(or $(URL),$(error URL=http://host:port is missing)) $(ARGS)
+load-test: url setup $(LOAD)/ready ## Install, then load-test the server at URL, with the key in OPENAI_API_KEY
+	@PYTHONPATH=$(CURDIR) exec $(LOAD)/bin/python benchmarks/load/run.py $(URL) $(ARGS)
+
+url:
+	@$(if $(URL),,$(error URL=http://host:port is missing))
 
 # GuideLLM and Locust over .venv, whose torch they use: they want other versions of small packages than it has.
 $(LOAD)/ready: benchmarks/load/requirements.txt | setup

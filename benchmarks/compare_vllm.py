@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,10 +29,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import gpus
 from benchmarks.server import (
     ENVIRON,
     ROOT,
     Server,
+    end_on_signals,
     free_port,
     load,
     our_command,
@@ -67,7 +70,8 @@ class Row:
 def serving(server: str, engine: str, stream_interval: int, log: Path) -> Iterator[Server]:
     port, key = free_port(), f"sk-{secrets.token_hex(16)}"
     if engine == "gpu":
-        with running(_on_gpu(server, log, port, key), port, key, "gemma-demo", log) as started:
+        command = _on_gpu(server, stream_interval, log, port, key)
+        with running(command, port, key, "gemma-demo", log) as started:
             yield started
         return
     most = 1024 if engine == "null" else 256
@@ -87,25 +91,32 @@ def serving(server: str, engine: str, stream_interval: int, log: Path) -> Iterat
         command = ["-m", "vllm.entrypoints.launchers.api_server.entry", "--port", str(port)]
         command += ["--host", "127.0.0.1", "--model", str(MODEL), "--served-model-name", "gemma-demo"]
         command += ["--max-num-seqs", str(most), "--kv-cache-memory-bytes", str(CACHE_BYTES)]
-        command += ["--no-enable-chunked-prefill", "--stream-interval", str(stream_interval)]
+        command += ["--stream-interval", str(stream_interval)]
+        if not gpus():  # where ours goes without, too
+            command.append("--no-enable-chunked-prefill")
         if engine == "null":
             command += ["--distributed-executor-backend", NULL]
     with running(command, port, key, "gemma-demo", log) as started:
         yield started
 
 
-def _on_gpu(server: str, log: Path, port: int, key: str) -> list[str]:
+def _on_gpu(server: str, stream_interval: int, log: Path, port: int, key: str) -> list[str]:
     folder = os.environ["COMPARE_MODEL"]
     if server == "ours":
         settings: dict[str, dict[str, Any]] = {
             "model": {"name": folder, "served_name": "gemma-demo", "max_length": 4096},
-            "engine": {"load_format": "dummy", "max_num_seqs": 1024, "gpu_memory_utilization": 0.8},
+            "engine": {
+                "load_format": "dummy",
+                "max_num_seqs": 1024,
+                "gpu_memory_utilization": 0.8,
+                "stream_interval": stream_interval,
+            },
         }
         return our_command(settings, port, key, log.with_suffix(".yaml"))
     command = ["-m", "vllm.entrypoints.cli.main", "serve", folder, "--port", str(port)]
     command += ["--host", "127.0.0.1", "--served-model-name", "gemma-demo", "--load-format", "dummy"]
     command += ["--max-model-len", "4096", "--max-num-seqs", "1024"]
-    return [*command, "--gpu-memory-utilization", "0.8"]
+    return [*command, "--gpu-memory-utilization", "0.8", "--stream-interval", str(stream_interval)]
 
 
 def measured(
@@ -148,7 +159,7 @@ async def raw(clients: int, requests: int, tokens: int, engine: str) -> float:
         model=str(MODEL),
         max_num_seqs=1024 if engine == "null" else 256,
         kv_cache_memory_bytes=CACHE_BYTES,
-        enable_chunked_prefill=False,
+        enable_chunked_prefill=None if gpus() else False,
         **backend,
     )
     llm = AsyncLLM.from_engine_args(args)
@@ -264,6 +275,14 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder of the engine gpu")
     parser.add_argument("--json", type=Path, help="write every measurement to this file")
     options = parser.parse_args()
+    if "gpu" in options.engines:
+        if not options.model:
+            parser.error("--engines gpu needs --model: a folder of benchmarks/synthetic_model.py")
+        if options.ceiling:
+            parser.error("--ceiling loads the embedded model: leave it out with --engines gpu")
+    if "demo" in options.engines and not gpus() and not shutil.which("g++"):
+        parser.error("vLLM compiles the model for a CPU: apt-get install -y g++, or --engines null")
+    end_on_signals("ended")
     if options.model:
         os.environ["COMPARE_MODEL"] = str(options.model)
     rows: list[Row] = []

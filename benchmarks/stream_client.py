@@ -15,6 +15,7 @@ import asyncio
 import json
 import math
 import random
+import resource
 import statistics
 import time
 from typing import cast
@@ -207,6 +208,12 @@ def main() -> None:
     parser.add_argument("--slo-inter-token-ms", type=float, default=math.inf, help="likewise")
     parser.add_argument("--whole", action="store_true", help="ask for answers in one piece")
     options = parser.parse_args()
+    # Each client is a connection, and the limit of a login shell is 1,024.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, 65536)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
     async def run() -> dict[str, object]:
         return await Load(options).run()

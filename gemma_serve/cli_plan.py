@@ -64,8 +64,13 @@ def _plan(options: argparse.Namespace) -> int:
         gpu_memory_utilization=options.gpu_memory_utilization,
         kv_cache_value_bytes=_VALUE_BYTES[options.kv_cache_dtype],
     )
-    # vLLM's own defaults for large and small GPUs.
-    wanted = replace(wanted, max_num_batched_tokens=8192 if gpu.memory > 70 << 30 else 2048)
+    # As vLLM's own defaults, which have less for an A100: more makes it slower, vllm-project/vllm#17885.
+    large = gpu.memory > 70 << 30 and gpu != GPUS["A100"]
+    wanted = replace(
+        wanted,
+        max_num_batched_tokens=8192 if large else 2048,
+        max_num_seqs=max(wanted.max_num_seqs, options.users),
+    )
     if options.max_num_batched_tokens is not None:
         wanted = replace(wanted, max_num_batched_tokens=options.max_num_batched_tokens)
     rows = list(plans(shape, gpu, wanted))

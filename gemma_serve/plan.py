@@ -146,7 +146,7 @@ class Plan:
     cache_memory: int
     cache: KVCache
     decode_limit: float
-    """Tokens per second of one chat, if nothing but reading the weights took time."""
+    """Tokens per second of one chat, if nothing but reading the weights that it needs took time."""
 
     @property
     def fits(self) -> bool:
@@ -173,7 +173,7 @@ def plan(shape: Shape, gpu: GPU, gpus: int, options: Options) -> Plan:
         reserve=reserve,
         cache_memory=int(gpu.memory * options.gpu_memory_utilization) - weights - reserve,
         cache=KVCache.of(shape.layers, gpus, value_bytes, options.block_size),
-        decode_limit=gpu.bandwidth / weights,
+        decode_limit=gpu.bandwidth / (weights * shape.step_parameters / shape.parameters),
     )
 
 

@@ -362,7 +362,8 @@ def link_project() -> None:
 @contextlib.contextmanager
 def exclusive() -> Iterator[int]:
     """One installation at a time; yields the lock's file descriptor."""
-    lock = os.open(LOCKS, os.O_RDONLY)
+    # A file that may be written: NFS locks no other.
+    lock = os.open(ROOT / ".venv.lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

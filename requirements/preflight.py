@@ -14,7 +14,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import NamedTuple, Sequence  # noqa: UP035  # older Pythons run this
+from typing import Iterator, NamedTuple, Sequence  # noqa: UP035  # older Pythons run this
 
 ENGINES = ("cpu", "cuda")
 DISK_GB = {"cpu": 5, "cuda": 12}
@@ -57,7 +57,8 @@ def preflight(engine: str, dev: bool, log: Path, fill: Path | None) -> None:
     problems = blockers(engine, fill)
     needs = missing(engine, dev)
     if needs and not problems and os.geteuid() == 0 and shutil.which("apt-get"):
-        apt_install(sorted({need.package for need in needs}), log)
+        with without_services([need.package for need in needs if need in DEV_APT]):
+            apt_install(sorted({need.package for need in needs}), log)
         needs = missing(engine, dev)
     problems += [f"{need.what} is missing: apt-get install -y {need.package}" for need in needs]
     if problems:
@@ -172,6 +173,23 @@ def _is_ubuntu() -> bool:
         return re.search(r"^ID=\"?ubuntu", Path("/etc/os-release").read_text(), re.MULTILINE) is not None
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def without_services(packages: Sequence[str], policy: Path = Path("/usr/sbin/policy-rc.d")) -> Iterator[None]:
+    """Debian starts and enables the services it installs, on all interfaces: tests want programs alone."""
+    ours = bool(packages) and not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\n# For the time of gemma_serve's setup only.\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        if ours:
+            policy.unlink()
+        if packages and shutil.which("systemctl"):
+            command = ["systemctl", "disable", *packages]
+            subprocess.call(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def apt_install(packages: Sequence[str], log: Path) -> None:

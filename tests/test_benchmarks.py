@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from benchmarks import compare_vllm
+
 from .conftest import ROOT
 
 
@@ -30,6 +32,41 @@ def test_health_latency() -> None:
     assert found["busy"]["probes"] > 0 and found["busy"]["not_ready"] == 0
     assert found["tokens_per_second"] > 0
     print(result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--engines", "gpu"], "needs --model"),
+        (["--engines", "gpu", "--model", "folder", "--ceiling"], "embedded model"),
+        (["--engines", "demo"], "apt-get install -y g++"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_at_once(
+    arguments: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")  # no compiler, no nvidia-smi
+    monkeypatch.setattr("sys.argv", ["compare_vllm.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        compare_vllm.main()
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_load_client_may_open_more_files_than_a_login_shell() -> None:
+    command = 'ulimit -Sn 64 && ulimit -Hn 512 && exec "$0" -c "$1"'
+    code = (
+        "import resource, runpy, sys\n"
+        "sys.argv = ['', 'http://127.0.0.1:1']\n"
+        "try:\n    runpy.run_path('benchmarks/stream_client.py', run_name='__main__')\n"
+        "except OSError:\n    print(resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+    )
+    arguments = ["sh", "-c", command, sys.executable, code]
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() == "(512, 512)", result.stderr
 
 
 @pytest.mark.slow

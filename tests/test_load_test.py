@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.load import run
 from benchmarks.load.run import faults_of, model_of, report
 
 from .conftest import ROOT, ServerProcess, start_fake
@@ -37,7 +38,8 @@ def test_thresholds(tmp_path: Path) -> None:
     given = options(tmp_path)
     assert faults_of([result("sweep", ttft_p95_ms=9e9), result("constant"), result("poisson")], given) == []
     assert "TTFT p95 600 ms" in faults_of([result("poisson", ttft_p95_ms=600.0)], given)[0]
-    assert "2 errors" in faults_of([result("sweep", errors=2)], given)[0]
+    assert "2 errors" in faults_of([result("constant", errors=2)], given)[0]
+    assert faults_of([result("sweep", errors=50)], given) == [], "it goes on until the server refuses"
     assert "0 answers" in faults_of([result("constant", requests=0)], given)[0]
 
 
@@ -58,6 +60,33 @@ def server() -> Iterator[ServerProcess]:
         yield started
     finally:
         started.end()
+
+
+def test_an_interrupted_run_reports_what_was_done_and_fails(
+    server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(profile: Any, *_: Any) -> list[dict[str, Any]]:
+        if profile["kind"] == "sweep":
+            return [result("sweep", requests_per_second=2.0)]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "guidellm", interrupted)
+    monkeypatch.setattr("sys.argv", ["run.py", server.url, "--out", str(tmp_path)])
+    (tmp_path / "locust.txt").write_text("of an earlier run")
+    assert run.main() == 1
+    assert "the run was interrupted" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["thresholds"] == ["the run was interrupted"]
+    assert [row["profile"] for row in summary["results"]] == ["sweep"]
+    assert "an earlier run" not in (tmp_path / "report.html").read_text()
+
+
+def test_without_a_url_nothing_is_installed() -> None:
+    command = ["make", "--dry-run", "load-test", "URL="]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 2
+    assert "URL=http://host:port is missing" in ended.stderr
+    assert "install" not in ended.stdout
 
 
 def test_the_model_is_asked_for(server: ServerProcess) -> None:

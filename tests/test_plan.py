@@ -5,6 +5,7 @@ The real engine's blocks are those of `test_families.py`.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import math
@@ -178,6 +179,45 @@ def test_the_command_recommends_what_it_computed(capsys: pytest.CaptureFixture[s
     content = json.loads(report)
     assert content["tensor_parallel_size"] == 2
     assert [row["chats"] >= 60 for row in content["plans"]] == [False, True, True, True]
+
+
+def test_as_many_chats_at_once_as_users(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "gemma-3-1b", "--gpu", "A100", "--context", "1024", "--users", "500"]
+    code, output, _ = command(capsys, *arguments)
+    assert code == 0
+    assert "engine.max_num_seqs=500" in output
+    assert "engine.max_num_batched_tokens=2048" in output
+
+
+def test_a_step_reads_what_its_token_needs(tmp_path: Path) -> None:
+    text = read_shape("gemma-3-1b")
+    assert text.step_parameters == text.parameters
+    images = read_shape("gemma-3-4b")
+    assert images.parameters - images.step_parameters == pytest.approx(420e6, rel=0.01)
+
+    config = transformers.Gemma4TextConfig(
+        num_hidden_layers=2,
+        enable_moe_block=True,
+        num_experts=8,
+        top_k_experts=2,
+        moe_intermediate_size=64,
+        architectures=["Gemma4ForCausalLM"],
+    )
+    config.save_pretrained(tmp_path)
+    mixed = read_shape(str(tmp_path))
+    expert = 3 * 64 * config.hidden_size
+    embeddings = config.vocab_size_per_layer_input * 2 * config.hidden_size_per_layer_input
+    assert mixed.parameters - mixed.step_parameters == 2 * 6 * expert + embeddings
+    made = plan(mixed, GPUS["H100"], 1, Options())
+    assert made.decode_limit == pytest.approx(GPUS["H100"].bandwidth / (2 * mixed.step_parameters))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
+def test_a_missing_package_ends_with_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    transformers.Gemma3nConfig(architectures=["Gemma3nForConditionalGeneration"]).save_pretrained(tmp_path)
+    code, _, errors = command(capsys, "--model", str(tmp_path), "--gpu", "L4")
+    assert code == 1
+    assert "pip install timm" in errors and "Traceback" not in errors
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -12,13 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import transformers
 import yaml
 
 from benchmarks import sweep_report, synthetic_model
 from benchmarks.gpu_memory_sweep import Rows, Sweep, predicted_blocks
-from benchmarks.machine import Peak, machine
+from benchmarks.machine import Peak, gpus, machine
+from benchmarks.server import free_port, running
 from gemma_serve.engine.published import PUBLISHED
 from gemma_serve.engine.shape import read_shape
 
@@ -124,6 +127,9 @@ def test_rows_survive_a_kill_in_the_midst_of_a_line(tmp_path: Path) -> None:
     assert Rows(path, sweep).done(engine, second), "what did not start is not started again"
     with pytest.raises(SystemExit, match="another sweep"):
         Rows(path, Sweep(engine={"max_num_seqs": [2]}))
+    path.write_text('{"sweep": {"engi')
+    assert Rows(path, sweep).rows == []
+    assert json.loads(path.read_text())["machine"], "a head alone that was cut off is a new run"
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.yaml")), ids=lambda path: path.stem)
@@ -156,10 +162,54 @@ def test_the_prediction_reads_the_engines_arguments() -> None:
 
 def test_the_machine_is_recorded() -> None:
     found = machine()
-    assert found["cores"] and found["vllm"] and found["commit"]
+    assert found["cores"] and found["vllm"]
+    assert found["commit"] or not (ROOT / ".git").exists()
     peak = Peak(os.getpid())
     peak.look()
     assert peak.rss_bytes > 10_000_000
+
+
+def test_what_nvidia_smi_does_not_tell_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA GB10, [N/A], [N/A]'\necho 'NVIDIA L4, 23034, 5'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert gpus() == [("NVIDIA GB10", None, None), ("NVIDIA L4", 23034 << 20, 5 << 20)]
+    assert machine()["gpus"] == ["NVIDIA GB10", "NVIDIA L4, 23034 MiB"]
+    peak = Peak(os.getpid())
+    peak.look()
+    program.write_text("#!/bin/sh\nexit 9\n")
+    peak.look()
+    assert peak.gpu_bytes == 5 << 20
+
+
+SERVER = """
+import http.server, subprocess, sys
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.send_response(200)
+        self.end_headers()
+
+
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_the_engine_of_a_killed_server_is_ended(tmp_path: Path) -> None:
+    port = free_port()
+    with running(["-c", SERVER, str(port)], port, "", "any", tmp_path / "log", seconds=30) as server:
+        (engine,) = psutil.Process(server.process.pid).children()
+        server.process.kill()
+        server.process.wait(10)
+        assert engine.is_running()
+    deadline = time.monotonic() + 10
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while engine.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 QUICK = {

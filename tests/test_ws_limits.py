@@ -97,18 +97,20 @@ async def test_connections_are_limited_by_client_and_in_all(keys: Path) -> None:
             assert await refusal(url, ALICE) == (429, "too_many_connections")
             async with chatting(url, BOB):
                 assert await refusal(url, BOB) == (503, "too_many_connections")
-            samples = await connections(http, 2)
-            assert samples == 2
-        async with asyncio.timeout(10):
-            while await connections(http, 1) != 1:
-                await asyncio.sleep(0.01)
+            await connections(http, 2)
+        await connections(http, 1)
         async with chatting(url, ALICE):
             pass
 
 
-async def connections(http: httpx.AsyncClient, wanted: int) -> float | None:
-    answer = await http.get("/health/metrics", headers={"X-API-Key": ALICE})
-    return float(answer.json()["connections"]["websocket"])
+async def connections(http: httpx.AsyncClient, wanted: int) -> None:
+    """Until so many are open: one that has been closed may still be counted."""
+    async with asyncio.timeout(10):
+        while True:
+            answer = await http.get("/health/metrics", headers={"X-API-Key": ALICE})
+            if answer.json()["connections"]["websocket"] == wanted:
+                return
+            await asyncio.sleep(0.01)
 
 
 async def refusal(url: str, key: str) -> tuple[int, str]:

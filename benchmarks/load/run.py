@@ -8,7 +8,6 @@ OPENAI_API_KEY. The exit status is 1 when a threshold is not kept; --out gets re
 from __future__ import annotations
 
 import argparse
-import contextlib
 import html
 import json
 import os
@@ -144,10 +143,12 @@ def faults_of(results: Sequence[Result], options: argparse.Namespace) -> list[st
     """Thresholds hold at the constant and the Poisson rate; a sweep goes where they do not, on purpose."""
     faults = []
     for row in results:
+        if row["profile"] == "sweep":
+            continue
         share = row["errors"] / max(1, row["requests"] + row["errors"])
         if not row["requests"] or share > options.max_failure_share:
             faults.append(f"{row['profile']}: {row['errors']} errors, {row['requests']} answers")
-        elif row["profile"] != "sweep" and row["ttft_p95_ms"] > options.ttft_p95_ms:
+        elif row["ttft_p95_ms"] > options.ttft_p95_ms:
             faults.append(
                 f"{row['profile']}: TTFT p95 {row['ttft_p95_ms']:g} ms, above {options.ttft_p95_ms:g} ms"
             )
@@ -213,13 +214,14 @@ def main() -> int:
     options.url = options.url.rstrip("/").removesuffix("/v1")
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
-    for old in options.out.glob("guidellm-*"):
-        old.unlink()
+    for tool in ("guidellm-*", "locust*"):
+        for old in options.out.glob(tool):
+            old.unlink()
     key = os.environ.get("OPENAI_API_KEY", "")
     options.model = options.model or model_of(options.url, key)
     results: list[Result] = []
     faults: list[str] = []
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         if options.only != "locust":
             results += guidellm({"kind": "sweep", "sweep_size": options.sweep_size}, options, key)
             best = max(row["requests_per_second"] for row in results)
@@ -227,9 +229,11 @@ def main() -> int:
             for kind in ("constant", "poisson"):
                 print(f"{kind}: {rate:.3g} requests/s", file=sys.stderr)
                 results += guidellm({"kind": kind, "rate": [rate]}, options, key)
-        faults += faults_of(results, options)
         if options.only != "guidellm" and locust(options, key):
             faults.append("Locust's users: see below")
+    except KeyboardInterrupt:
+        faults.append("the run was interrupted")
+    faults = [*faults_of(results, options), *faults]
     report(results, faults, options)
     for row in results:
         print(json.dumps(row))

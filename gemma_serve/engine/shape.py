@@ -26,12 +26,16 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of all parameters, `kv_parameters` make keys and values, `replicated_parameters` are on each GPU."""
+    """Of all parameters, `kv_parameters` make keys and values, `replicated_parameters` are on each GPU.
+
+    `step_parameters` are read to make one token of one chat.
+    """
 
     name: str
     parameters: int
     kv_parameters: int
     replicated_parameters: int
+    step_parameters: int
     weight_bytes: float
     """Of one parameter; with quantized weights the mean."""
     activation_bytes: int
@@ -63,9 +67,13 @@ def read_shape(model: str, precision: str = "auto") -> Shape:
 
 def _shape(model: str, precision: str, config: Any, module: Any) -> Shape:
     text = config.get_text_config()
-    counts = {"all": 0, "kv": 0, "replicated": 0}
+    counts = {"all": 0, "kv": 0, "replicated": 0, "step": 0}
+    experts = getattr(text, "num_experts", None)
+    active = text.top_k_experts / experts if experts else 1.0
     for name, parameter in module.named_parameters():
         counts["all"] += parameter.numel()
+        if not any(part in name for part in _NOT_IN_A_STEP):
+            counts["step"] += int(parameter.numel() * (active if ".experts." in name else 1))
         if parameter.dim() < 2:
             counts["replicated"] += parameter.numel()
         elif "vision" not in name and any(part in name for part in (".k_proj.", ".v_proj.")):
@@ -80,6 +88,7 @@ def _shape(model: str, precision: str, config: Any, module: Any) -> Shape:
         parameters=counts["all"],
         kv_parameters=counts["kv"],
         replicated_parameters=counts["replicated"],
+        step_parameters=counts["step"],
         weight_bytes=_quantized_bytes(model, config, counts["all"]) or size,
         activation_bytes=size,
         layers=tuple(_layers(text)),
@@ -89,6 +98,10 @@ def _shape(model: str, precision: str, config: Any, module: Any) -> Shape:
         vocabulary=text.vocab_size,
         max_length=text.max_position_embeddings,
     )
+
+
+# Towers read prompts only; of the embeddings of each layer a token has one row.
+_NOT_IN_A_STEP = ("vision", "audio", "multi_modal_projector", "embed_tokens_per_layer")
 
 
 def _config(model: str) -> Any:
@@ -107,8 +120,14 @@ def _module(config: Any) -> Any:
     """The model without memory: every parameter has a shape and no content."""
     for architecture in config.architectures or ():
         if (kind := getattr(transformers, architecture, None)) is not None:
-            with torch.device("meta"):
-                return kind(config)
+            try:
+                with torch.device("meta"):
+                    return kind(config)
+            except ImportError as error:  # such as timm, of Gemma 3n's images
+                reason = " ".join(str(error).split())
+                raise StartupError(
+                    f"{architecture} needs a package that is not installed: {reason}"
+                ) from error
     raise StartupError(f"transformers knows none of the architectures {config.architectures}")
 
 
