@@ -74,5 +74,5 @@ demo-model: setup ## Train the embedded model anew, within an hour on two cores;
 	@exec $(BIN)/python -m gemma_serve.demo_model.train $(ARGS)
 
 clean: ## Remove .venv, caches and build results
-	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .venv.lock .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -187,8 +187,8 @@ def without_services(packages: Sequence[str], policy: Path = Path("/usr/sbin/pol
     finally:
         if ours:
             policy.unlink()
-        if packages and shutil.which("systemctl"):
-            command = ["systemctl", "disable", *packages]
+        for package in packages if shutil.which("systemctl") else ():
+            command = ["systemctl", "disable", package]  # one by one: not each of them is a service
             subprocess.call(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
