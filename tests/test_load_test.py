@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import subprocess
@@ -113,6 +114,8 @@ def test_locusts_thresholds_set_the_exit_status(
         timeout=120,
     )
     assert ended.returncode == code, ended.stdout + ended.stderr
-    assert "WebSocket chat" in ended.stdout
+    with (tmp_path / "locust_stats.csv").open(newline="") as file:
+        failures = {(row["Type"], row["Name"]): row["Failure Count"] for row in csv.DictReader(file)}
+    assert failures["WS", "WebSocket chat"] == "0", ended.stdout
     assert (tmp_path / "locust.html").exists()
     assert ("TTFT p95" in ended.stdout) == bool(code)

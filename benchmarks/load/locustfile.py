@@ -188,13 +188,15 @@ class WebSocketChatter(User):
         headers = [f"{name}: {value}" for name, value in HEADERS.items()]
         self._socket = websocket.create_connection(url, header=headers, timeout=300)
         self._socket.recv()  # `session`
+        self._messages = 0
 
     def on_stop(self) -> None:
         self._socket.close()
 
     @task
     def chat(self) -> None:
-        data = {"message": f"Tell me story {next(_numbers)}.", "max_tokens": 32, "keep": 4}
+        keep = min(4, self._messages)  # the first questions and answers, or the history would grow for ever
+        data = {"message": f"Tell me story {next(_numbers)}.", "max_tokens": 32, "keep": keep}
         started, size, fault = time.perf_counter(), 0, None
         self._socket.send(json.dumps({"type": "chat", "data": data}))
         first = True
@@ -208,6 +210,8 @@ class WebSocketChatter(User):
             if reply["type"] not in ("token", "trimmed"):
                 if reply["type"] != "message":
                     fault = RuntimeError(text[:200])
+                else:
+                    self._messages = keep + 2
                 break
         self._report("WS", started, size, fault)
 
