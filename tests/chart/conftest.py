@@ -26,7 +26,12 @@ EVERYTHING: dict[str, Any] = {
     "weights": {"download": "job", "persistentVolumeClaim": {"accessMode": "ReadWriteMany"}},
     "ingress": {"enabled": True, "hosts": ["gemma.example.com"], "tlsSecret": "tls"},
     "config": {"security": {"trusted_proxies": ["10.0.0.0/8"]}},
-    "gateway": {"enabled": True, "parentRefs": [{"name": "public"}], "sessionPersistence": True},
+    "gateway": {
+        "enabled": True,
+        "parentRefs": [{"name": "public"}],
+        "hostnames": ["gemma.example.com"],
+        "sessionPersistence": True,
+    },
     "autoscaling": {"kind": "hpa"},
     "monitoring": {"kind": "PodMonitor", "keySecret": "scraper", "alerts": True, "dashboard": True},
     "test": {"keySecret": "tester"},
