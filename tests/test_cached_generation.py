@@ -148,6 +148,10 @@ class Words:
     def flush(self) -> bool:
         return False
 
+    def put_texts(self, texts: list[str]) -> None:
+        for text in texts:
+            self.put(Delta(0, text))
+
     async def drain(self) -> None: ...
 
 

@@ -31,6 +31,10 @@ class Sink:
             raise ValueError("cannot be rendered")
         self.kept.append(delta.text)
 
+    def put_texts(self, texts: list[str]) -> None:
+        for text in texts:
+            self.put(Delta(0, text))
+
     def flush(self) -> bool:
         if self.open:
             self._write()
@@ -101,6 +105,7 @@ async def test_a_failure_is_this_streams_alone(fault: Piece | Exception) -> None
     output = DirectOutput(sink, Usage(), flushes)
     output.put(piece("a"))
     output.put(fault)
+    flushes.after_step()
     with pytest.raises((ValueError, RuntimeError)):
         await output.run()
     assert sink.writes == ["a"]  # what came before is not lost

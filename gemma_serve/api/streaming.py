@@ -214,12 +214,18 @@ class GenerationStream(StreamedResponse):
     # It is the `Sink` of its stream.
 
     def put(self, delta: Delta) -> None:
+        self._chunks.append(self._ready_writer().delta(delta))
+
+    def put_texts(self, texts: list[str]) -> None:
+        self._chunks.append(self._ready_writer().run(0, texts))
+
+    def _ready_writer(self) -> Writer:
         assert self._writer is not None
         if not self._begun:
             self._begun = True
             self._stream.note_first_token()
             self._chunks.append(self._writer.opening(self._n))
-        self._chunks.append(self._writer.delta(delta))
+        return self._writer
 
     def flush(self) -> bool:
         if self._chunks and not self.write(b"".join(self._chunks)):

@@ -54,6 +54,9 @@ class Tokens:
             self._keep(self._text_head, text)
         self.finish_reason = delta.finish_reason or self.finish_reason
 
+    def put_texts(self, texts: list[str]) -> None:
+        self.put(Delta(0, "".join(texts)))
+
     def _keep(self, head: bytes, text: str) -> None:
         if self._wanted:
             self._unsent.append((head, text))

@@ -75,6 +75,10 @@ class Flight:
             self.on_first_token()
         self.deltas.append(delta)
 
+    def put_texts(self, texts: list[str]) -> None:
+        for text in texts:
+            self.put(Delta(0, text))
+
     def flush(self) -> bool:
         for seat in self.seats:
             seat.flush()

@@ -243,6 +243,10 @@ class Sink(Protocol):
         """Keep it until it is written."""
         ...
 
+    def put_texts(self, texts: list[str]) -> None:
+        """Likewise: a delta each, of the first answer, that has nothing else. None is empty."""
+        ...
+
     def flush(self) -> bool:
         """Write what is kept, if nothing has to be waited for; otherwise False."""
         ...

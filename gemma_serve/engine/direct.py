@@ -2,22 +2,30 @@
 
 `AsyncLLM` makes three objects of a token, puts them into the request's queue and wakes the task that waits
 there. A stream of plain text needs none of this: once it has begun, its `RequestState` is made to give the
-text alone and its queue is replaced by a `DirectOutput`, which renders in the output loop. What a step has
-rendered is written after it, or, when this thread is busy, together with the next ones'.
+text alone and its queue is replaced by a `DirectOutput`, which keeps the text. What a step has brought is
+written after it, or, when this thread is busy, together with the next ones'.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
+from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput, RequestState
+from vllm.v1.metrics.stats import IterationStats
 
 from .base import Delta, Sink, Usage
 
+T = TypeVar("T")
+
+_AT_ONCE = 16  # streams written before others have their turn; vLLM's loop takes as many outputs
 _WINDOW_SECONDS = 0.1
 _SPARE, _FULL = 0.4, 0.8
 """Shares of the time: up to the first nothing is kept, from the second on for as long as is set."""
@@ -56,57 +64,121 @@ class _DirectState(RequestState):  # type: ignore[misc]
         return Piece(text, count, str(finish_reason) if finished else None, stop_reason)
 
 
+class _TextState(_DirectState):
+    """One whose every token is text that can go out at once: no stop string to wait for, no interval."""
+
+
+class DirectProcessor(OutputProcessor):  # type: ignore[misc]
+    """Takes the short way with a token of which there is nothing to know but its text."""
+
+    def process_outputs(
+        self,
+        engine_core_outputs: list[EngineCoreOutput],
+        engine_core_timestamp: float | None = None,
+        iteration_stats: IterationStats | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> OutputProcessorOutput:
+        states, others, count = self.request_states, [], 0
+        gaps = [] if iteration_stats is None else iteration_stats.inter_token_latencies_iter
+        for output in engine_core_outputs:
+            state = states.get(output.request_id)
+            if (
+                type(state) is not _TextState
+                or output.finish_reason is not None
+                or output.events is not None  # it was preempted, or goes on in another core
+                or _has_more(output)
+            ):
+                others.append(output)
+                continue
+            tokens, detokenizer = output.new_token_ids, state.detokenizer
+            detokenizer.token_ids += tokens
+            # vLLM would keep the whole text, for its stop strings, and copy it for each token.
+            text = "".join(map(detokenizer.decode_next, tokens))
+            if (stats := state.stats) is not None:
+                stats.num_generation_tokens += len(tokens)
+                gaps.append(engine_core_timestamp - stats.last_token_ts)
+                stats.last_token_ts = engine_core_timestamp
+            count += len(tokens)
+            state.queue.add(text, len(tokens))
+        if iteration_stats is not None:
+            iteration_stats.num_generation_tokens += count
+        if not others:
+            return OutputProcessorOutput(request_outputs=[], reqs_to_abort=[])
+        return super().process_outputs(others, engine_core_timestamp, iteration_stats, *args, **kwargs)
+
+
+def _has_more(output: EngineCoreOutput) -> bool:
+    """What an engine gives only if it is set up for it, and vLLM 0.26 does not know."""
+    return (
+        output.num_nans_in_logits != 0
+        or output.routed_experts is not None
+        or getattr(output, "new_sampling_mask", None) is not None
+    )
+
+
 class DirectOutput:
     """Stands in for the `RequestOutputCollector` of a stream."""
 
-    __slots__ = ("_dirty", "_error", "_flushes", "_sink", "_usage", "_wake", "finish_reason")
+    __slots__ = ("_dirty", "_error", "_flushes", "_sink", "_texts", "_usage", "_wake", "finish_reason")
 
     def __init__(self, sink: Sink, usage: Usage, flushes: Flushes) -> None:
         self._sink = sink
         self._usage = usage
         self._flushes = flushes
+        self._texts: list[str] = []  # that the sink does not have yet
         self._dirty = False
         self._error: Exception | None = None
         self._wake = asyncio.Event()
         self.finish_reason: str | None = None
 
-    def put(self, piece: Piece | Exception) -> None:
-        if isinstance(piece, Exception):
-            self._fail(piece)
-            return
-        try:
-            self._render(piece)
-        except Exception as error:  # the output loop is everybody's
-            self._fail(error)
-
-    def _fail(self, error: Exception) -> None:
-        self._error = error
-        self._wake.set()
-
-    def _render(self, piece: Piece) -> None:
-        text, tokens, reason, stop = piece
+    def add(self, text: str, tokens: int) -> None:
+        """Keep a text, which goes out with the next flush. It is empty for half a character."""
         self._usage.completion_tokens += tokens
-        if reason is not None:
-            if reason != "error":
-                details = None if stop is None else {"stop_reason": stop}
-                self._sink.put(Delta(0, text, reason, None, details))
-            self.finish_reason = reason
-            self._wake.set()
-        elif text:  # not half a character
-            self._sink.put(Delta(0, text))
+        if text:
+            self._texts.append(text)
             if not self._dirty:
                 self._dirty = True
                 self._flushes.add(self)
 
+    def put(self, piece: Piece | Exception) -> None:
+        if isinstance(piece, Exception):
+            self._fail(piece)
+            return
+        text, tokens, reason, stop = piece
+        if reason is None:
+            self.add(text, tokens)
+            return
+        self._usage.completion_tokens += tokens
+        self._hand_over()
+        if reason != "error":
+            details = None if stop is None else {"stop_reason": stop}
+            self._give(self._sink.put, Delta(0, text, reason, None, details))
+        self.finish_reason = reason
+        self._wake.set()
+
     def flush(self) -> None:
         self._dirty = False
+        self._hand_over()
+        if self.finish_reason is not None or not self._give(self._sink.flush):
+            self._wake.set()
+
+    def _hand_over(self) -> None:
+        if self._texts:
+            texts, self._texts = self._texts, []
+            self._give(self._sink.put_texts, texts)
+
+    def _give(self, call: Callable[..., T], *args: Any) -> T | None:
+        """The output loop is everybody's: what fails is told to who waits in `run`."""
         try:
-            written = self.finish_reason is None and self._sink.flush()
+            return call(*args)
         except Exception as error:
             self._fail(error)
-        else:
-            if not written:
-                self._wake.set()
+            return None
+
+    def _fail(self, error: Exception) -> None:
+        self._error = error
+        self._wake.set()
 
     async def run(self) -> None:
         """Write what cannot be written at once, and the end. Raises what vLLM puts into its queues."""
@@ -115,6 +187,7 @@ class DirectOutput:
             await self._wake.wait()
             self._wake.clear()
             finished = self.finish_reason is not None
+            self._hand_over()
             await self._sink.drain()
             if self._error is not None:
                 raise self._error
@@ -135,6 +208,7 @@ class Flushes:
         """Seconds for which a token is kept at most; 0 keeps none."""
         self._keep = 0.0
         self._dirty: list[DirectOutput] = []
+        self._due: deque[DirectOutput] = deque()
         self._since = self._measured = self._waits = time.perf_counter()
         self._waited = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -168,9 +242,19 @@ class Flushes:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        dirty, self._dirty = self._dirty, []
-        for output in dirty:
-            output.flush()
+        begun = bool(self._due)
+        self._due += self._dirty
+        self._dirty = []
+        if not begun:
+            self._flush_some()
+
+    def _flush_some(self) -> None:
+        """The rest after what else the loop has to do: a probe must not wait for hundreds of writes."""
+        due = self._due
+        for _ in range(min(_AT_ONCE, len(due))):
+            due.popleft().flush()
+        if due:
+            asyncio.get_running_loop().call_soon(self._flush_some)
 
 
 def tap(
@@ -189,6 +273,8 @@ def tap(
     ):
         return None
     output = DirectOutput(sink, usage, flushes)
-    state.__class__ = _DirectState
+    detokenizer = state.detokenizer
+    fast = type(detokenizer) is FastIncrementalDetokenizer and not detokenizer.stop
+    state.__class__ = _TextState if fast and state.stream_interval == 1 else _DirectState
     state.queue = output
     return output

@@ -29,6 +29,7 @@ from .adapters import Adapters
 from .arguments import chosen, engine_arguments, model_path
 from .base import EngineStatus, GenerationRequest, LoadedModel, TokenStream, Usage
 from .chat_template import TemplateVariables
+from .direct import DirectProcessor
 from .fail_fast import validator
 from .families import family_of, template_text
 from .greedy import RepeatedStream, copies, repeat_answer
@@ -36,6 +37,7 @@ from .identity import identity_of
 from .media import register_connector
 from .relay import Relay, embeds, refuse_what_the_model_cannot
 from .short_prompts import keep_short_prompts_here
+from .step_stats import StepStats
 from .supervisor import Supervisor
 from .traces import trace_requests
 from .vllm_errors import map_error, mapped_errors, raise_for_error
@@ -72,6 +74,7 @@ class EngineBuilder:
             enable_log_requests=args.enable_log_requests,
             aggregate_engine_logging=args.aggregate_engine_logging,
             disable_log_stats=args.disable_log_stats,
+            stat_loggers=None if args.disable_log_stats else [StepStats],
         )
 
     def core(self) -> AsyncMPClient:
@@ -237,6 +240,7 @@ async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLM
     """Put the serving classes on a loaded engine; runs on the event loop that will use it."""
     register_connector()
     envs.enable_envs_cache()  # vLLM looks them up for every request and step: a tenth of this process's time
+    llm.output_processor.__class__ = DirectProcessor  # which its output loop has already
     supervisor = Supervisor(llm, status)
     supervisor.flushes.longest = settings.performance.flush_ms / 1000
     await llm.reset_mm_cache()
