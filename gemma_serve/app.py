@@ -162,13 +162,14 @@ def create_app(
     )
     app.state.admission = admission
     app.state.cache = cache
+    # First what is asked most: each route is looked at in turn.
     app.include_router(generate.router(generator, models, settings))
+    app.include_router(health_api.router(health))
     app.include_router(relay.router(generator, models, settings))
     app.include_router(models_api.router(models, settings.limits.max_json_depth))
     app.include_router(usage.router(limiter))
     app.include_router(blocks_api.router(blocks))
     app.include_router(cache_api.router(cache, models))
-    app.include_router(health_api.router(health))
     app.include_router(metrics_api.router(metrics.registry))
     app.include_router(version_api.router())
     app.router.routes.append(WebSocketRoute("/ws", chats))

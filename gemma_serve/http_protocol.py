@@ -1,7 +1,8 @@
 """uvicorn's connections with limits of their own: long heads, slow senders, readers that stop, their number.
 
 httptools takes a head of any size, and uvicorn waits for ever for the rest of a request or for a reader who
-has stopped. The application cannot mend that: it does not run yet, or it waits itself.
+has stopped. The application cannot mend that: it does not run yet, or it waits itself. Nor can it mend that
+uvicorn begins all requests at once that come together: a probe would wait for hundreds of them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -24,6 +27,9 @@ from .settings import ServerSettings
 _MOST_HEADERS = 128
 _LEAST_READ = 65_536  # bytes in that time: one who takes less would hold a place in the engine for ever
 _MOST_FRAGMENTS = 4_096  # of a WebSocket's message
+_BEGIN_AT_ONCE = 2  # requests in one round of the event loop: each costs it a millisecond
+_CONTINUE = b"HTTP/1.1 100 "
+_PROBES = b"/health"
 _SPARE_CONNECTIONS = 64  # beyond the setting: probes are answered there, and others told
 
 
@@ -31,7 +37,7 @@ def protocols(limits: ServerSettings) -> dict[str, Any]:
     """Arguments of `uvicorn.Config`."""
     members = {"limits": limits}
     return {
-        "http": type("Http", (HttpProtocol,), members),
+        "http": type("Http", (HttpProtocol,), members | {"starts": Starts()}),
         "ws": type("WebSocket", (WebSocketProtocol,), members),
         "ws_max_size": limits.max_body_bytes,
         "ws_per_message_deflate": False,  # would gain little on tokens, and keep a window for each client
@@ -39,6 +45,28 @@ def protocols(limits: ServerSettings) -> dict[str, Any]:
         "ws_ping_timeout": limits.write_timeout_seconds,
         "timeout_keep_alive": limits.idle_timeout_seconds,
     }
+
+
+class Starts:
+    """Lets a few requests begin in each round of the event loop, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._left = _BEGIN_AT_ONCE
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def begin(self, start: Callable[[], None]) -> None:
+        if not self._left:
+            self._waiting.append(start)
+            return
+        if self._left == _BEGIN_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._next_round)
+        self._left -= 1
+        start()
+
+    def _next_round(self) -> None:
+        self._left = _BEGIN_AT_ONCE
+        while self._waiting and self._left:
+            self.begin(self._waiting.popleft())
 
 
 class PatientOnce:
@@ -126,7 +154,42 @@ class WebSocketProtocol(PatientOnce, WebSocketsSansIOProtocol):
             self.handle_parser_exception()
 
 
+class AnswerTransport:
+    """Writes an answer's head together with what follows it at once: one packet, which is most of a write."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if data.startswith(_CONTINUE):  # the client waits for it to send its body
+            self._transport.write(data)
+            return
+        self._head = data
+        self.write = self._write_with_head  # type: ignore[method-assign]
+        self._loop.call_soon(self._write_head)  # what follows may take its time
+
+    def _write_with_head(self, data: bytes) -> None:
+        head, self._head = self._head, b""
+        self.write = self._transport.write  # type: ignore[method-assign]
+        self._transport.write(head + data)
+
+    def _write_head(self) -> None:
+        if self._head:
+            self._write_with_head(b"")
+
+    def close(self) -> None:
+        self._write_head()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class HttpProtocol(PatientOnce, HttpToolsProtocol):
+    starts: Starts
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._read_timer: asyncio.TimerHandle | None = None
@@ -167,8 +230,16 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         self.scope["extensions"] = extensions
         super().on_headers_complete()
         if self.cycle is not None and self.cycle.scope is self.scope:
+            self.cycle.transport = AnswerTransport(self.transport, self.loop)  # type: ignore[assignment]
             # Weakly: its scope is its own, so only the garbage collector would find what else held it.
             extensions[WRITE] = functools.partial(_write, weakref.ref(self.cycle))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        start = functools.partial(super()._start_asgi_task, cycle, app)
+        if self.url.startswith(_PROBES):
+            start()
+        else:
+            self.starts.begin(start)
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0
@@ -197,7 +268,7 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > limits.max_header_bytes:
                 return self._head_too_large()
-        if len(self.connections) > limits.max_connections and not self.url.startswith(b"/health"):
+        if len(self.connections) > limits.max_connections and not self.url.startswith(_PROBES):
             message = "This server has as many connections as it takes. Try again shortly."
             return Unavailable(message, retry_after=5, code="too_many_connections")
         return None

@@ -71,7 +71,7 @@ class Stats:
         if report.generated_tokens is not None:
             self._tokens.append((time.monotonic(), report.generated_tokens))
         if self._samples % _MEMORY_EVERY == 0:
-            self._measure((os.getpid(), *report.processes))
+            await asyncio.to_thread(self._measure, (os.getpid(), *report.processes))
             self.gpus = await asyncio.to_thread(self._engine.gpu_memory)
         self._samples += 1
 

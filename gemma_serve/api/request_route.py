@@ -22,8 +22,11 @@ class RequestRoute(APIRoute):
         self._match: Scope = {"endpoint": self.endpoint, "path_params": {}, "route": self}
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if scope.get("path") == self.path and scope.get("method") == "POST" and not scope.get("root_path"):
-            return Match.FULL, self._match
+        if not scope.get("root_path"):
+            if scope.get("path") != self.path:
+                return Match.NONE, {}
+            if scope.get("method") in self.methods:
+                return Match.FULL, self._match
         return super().matches(scope)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
