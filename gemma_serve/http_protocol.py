@@ -27,7 +27,7 @@ from .settings import ServerSettings
 _MOST_HEADERS = 128
 _LEAST_READ = 65_536  # bytes in that time: one who takes less would hold a place in the engine for ever
 _MOST_FRAGMENTS = 4_096  # of a WebSocket's message
-_BEGIN_AT_ONCE = 2  # requests in one round of the event loop: each costs it a millisecond
+_BEGIN_AT_ONCE = 16  # requests in one round of the event loop: each costs it a millisecond
 _CONTINUE = b"HTTP/1.1 100 "
 _PROBES = b"/health"
 _SPARE_CONNECTIONS = 64  # beyond the setting: probes are answered there, and others told
