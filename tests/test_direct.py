@@ -8,14 +8,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.metrics.stats import IterationStats
 
+from gemma_serve import demo_model
 from gemma_serve.engine.base import Delta, EngineState, EngineStatus, Usage
-from gemma_serve.engine.direct import DirectOutput, Flushes, Piece
+from gemma_serve.engine.direct import DirectOutput, DirectProcessor, Flushes, Piece, tap
 from gemma_serve.engine.supervisor import Supervisor
+
+
+def request_of(name: str, shared: str, params: SamplingParams) -> EngineCoreRequest:
+    fields = dict.fromkeys(("mm_features", "pooling_params", "lora_request", "cache_salt"))
+    return EngineCoreRequest(
+        request_id=name,
+        external_req_id=shared,
+        prompt_token_ids=[1],
+        sampling_params=params,
+        arrival_time=0.0,
+        data_parallel_rank=None,
+        **fields,
+    )
 
 
 class Sink:
@@ -111,6 +127,56 @@ async def test_a_failure_is_this_streams_alone(fault: Piece | Exception) -> None
     assert sink.writes == ["a"]  # what came before is not lost
 
 
+async def test_other_work_is_done_between_the_writes_of_a_step() -> None:
+    flushes = Flushes()
+    sinks = [Sink() for _ in range(40)]
+    for sink in sinks:
+        DirectOutput(sink, Usage(), flushes).put(piece("a"))
+    flushes.after_step()
+    written = []
+    for _ in range(3):
+        written.append(sum(bool(sink.writes) for sink in sinks))
+        await asyncio.sleep(0)
+    assert written == [16, 32, 40]
+
+
+@pytest.mark.parametrize("stop", [[], ["never"]])
+@pytest.mark.parametrize("together", [1, 3])
+async def test_the_short_way_gives_and_counts_what_vllm_does(stop: list[str], together: int) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(demo_model.PATH)
+    text = "Two cats 🐈🐈 sat in the garden, naïve as ever.\n\n1. One\n2. Two <end_of_turn> and more."
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    steps = [tokens[start : start + together] for start in range(0, len(tokens), together)]
+
+    def played(processor_class: type[OutputProcessor]) -> tuple[str, int, IterationStats]:
+        processor = processor_class(tokenizer, log_stats=True)
+        params = SamplingParams(max_tokens=999, stop=stop, output_kind=RequestOutputKind.DELTA)
+        queue = RequestOutputCollector(params.output_kind, "one")
+        processor.add_request(request_of("one", "one", params), None, None, 0, queue)
+        stats, sink, usage = IterationStats(), Sink(), Usage()
+        texts, direct = [], None
+        for number, step in enumerate(steps):
+            finish = FinishReason.LENGTH if number == len(steps) - 1 else None
+            output = EngineCoreOutput("one", list(step), finish_reason=finish)
+            processor.process_outputs([output], 100.0 + number, stats)
+            if direct is not None:
+                direct.flush()
+            elif (result := queue.get_nowait()) is not None:
+                texts.append(result.outputs[0].text)
+                usage.completion_tokens += len(result.outputs[0].token_ids)
+                if processor_class is DirectProcessor:
+                    direct = tap(processor, Flushes(), result, sink, usage)
+        assert (direct is None) == (processor_class is OutputProcessor) and not processor.request_states
+        return "".join(texts + sink.writes + sink.kept), usage.completion_tokens, stats
+
+    ours, theirs = played(DirectProcessor), played(OutputProcessor)
+    assert ours[:2] == theirs[:2]
+    assert ours[1] == len(tokens)
+    for name in ("num_generation_tokens", "inter_token_latencies_iter", "max_num_generation_tokens_iter"):
+        assert getattr(ours[2], name) == getattr(theirs[2], name)
+    assert [one.num_generation_tokens for one in ours[2].finished_requests] == [len(tokens)]
+
+
 class Engine:
     """AsyncLLM's part in a generation, with vLLM's real output processor."""
 
@@ -119,16 +185,7 @@ class Engine:
         self.engine_core = SimpleNamespace(flushes=Flushes())
 
     async def generate(self, name: str, params: SamplingParams, shared: str) -> AsyncIterator[Any]:
-        fields = dict.fromkeys(("mm_features", "pooling_params", "lora_request", "cache_salt"))
-        request = EngineCoreRequest(
-            request_id=name,
-            external_req_id=shared,
-            prompt_token_ids=[1],
-            sampling_params=params,
-            arrival_time=0.0,
-            data_parallel_rank=None,
-            **fields,
-        )
+        request = request_of(name, shared, params)
         queue = RequestOutputCollector(params.output_kind, name)
         self.output_processor.add_request(request, None, None, 0, queue)
         while True:

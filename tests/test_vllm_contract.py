@@ -14,17 +14,19 @@ import prometheus_client
 import pytest
 import vllm
 from vllm import exceptions
+from vllm.distributed.device_communicators import shm_broadcast
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.sampling_params import SamplingParams
-from vllm.v1.engine import async_llm
+from vllm.v1.engine import EngineCoreOutput, async_llm
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import AsyncMPClient, BackgroundResources, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 from vllm.v1.engine.utils import CoreEngineProcManager
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 from gemma_serve import engine_fields
 from gemma_serve.engine.installed import vllm_version
@@ -86,6 +88,29 @@ def test_the_core_can_be_replaced() -> None:
     assert {"tokenizer", "request", "prompt", "parent_req", "request_index", "queue", "log_stats"} <= set(
         inspect.signature(RequestState.from_new_request).parameters
     )
+
+
+def test_an_executor_for_a_cpu_can_sleep() -> None:
+    queue, condition = shm_broadcast.MessageQueue, shm_broadcast.SpinCondition
+    assert "self.last_read + self.busy_loop_s" in inspect.getsource(condition.wait)
+    assert "self._spin_condition.wait(" in inspect.getsource(queue.acquire_read)
+    assert "self.response_mqs.append(" in inspect.getsource(MultiprocExecutor._init_executor)
+
+
+def test_the_output_loop_takes_a_processor_of_our_own() -> None:
+    assert list(inspect.signature(OutputProcessor.process_outputs).parameters)[1:4] == [
+        "engine_core_outputs",
+        "engine_core_timestamp",
+        "iteration_stats",
+    ]
+    assert "output_processor.process_outputs(" in inspect.getsource(AsyncLLM._run_output_handler)
+    known = {
+        *("request_id", "new_token_ids", "finish_reason", "stop_reason", "events", "trace_headers"),
+        *("new_logprobs", "new_prompt_logprobs_tensors", "prompt_token_id_logprobs", "pooling_output"),
+        *("kv_transfer_params", "ec_transfer_params", "prefill_stats", "routed_experts"),
+        *("num_nans_in_logits", "mm_cache_miss_hashes", "new_sampling_mask", "spec_decode_metrics"),
+    }
+    assert set(EngineCoreOutput.__struct_fields__) == known  # another may be one that direct.py must not drop
 
 
 def test_a_request_can_be_traced() -> None:

@@ -1,0 +1,78 @@
+"""How requests begin and answers are written, below the application."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gemma_serve.http_protocol import AnswerTransport, Starts
+
+
+class Wire:
+    """A transport that keeps each write."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+def answer_on(wire: Wire) -> AnswerTransport:
+    return AnswerTransport(wire, asyncio.get_running_loop())  # type: ignore[arg-type]
+
+
+async def test_requests_that_come_together_begin_some_at_a_time_and_in_order() -> None:
+    starts, begun = Starts(), list[int]()
+    for number in range(40):
+        starts.begin(lambda number=number: begun.append(number))  # type: ignore[misc]
+    assert begun == list(range(16))
+    await asyncio.sleep(0)
+    assert begun == list(range(32))
+    starts.begin(lambda: begun.append(40))  # behind those who wait
+    await asyncio.sleep(0)
+    assert begun == list(range(41))
+    await asyncio.sleep(0)
+    starts.begin(lambda: begun.append(41))
+    assert begun[-1] == 41
+
+
+async def test_an_answers_head_goes_out_with_its_body() -> None:
+    transport = answer_on(wire := Wire())
+    transport.write(b"head ")
+    transport.write(b"body")
+    transport.write(b" more")
+    await asyncio.sleep(0)
+    assert wire.writes == [b"head body", b" more"]
+
+
+async def test_a_head_does_not_wait_for_a_body_that_takes_its_time() -> None:
+    transport = answer_on(wire := Wire())
+    transport.write(b"head ")
+    await asyncio.sleep(0)
+    assert wire.writes == [b"head "]
+    transport.write(b"body")
+    assert wire.writes == [b"head ", b"body"]
+
+
+async def test_a_head_without_a_body_is_written_before_the_end() -> None:
+    transport = answer_on(wire := Wire())
+    transport.write(b"head")
+    transport.close()
+    await asyncio.sleep(0)
+    assert wire.writes == [b"head"] and wire.closed and transport.is_closing()
+
+
+async def test_a_client_that_waits_to_send_its_body_is_told_at_once() -> None:
+    transport = answer_on(wire := Wire())
+    transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert len(wire.writes) == 1
+    transport.write(b"head ")
+    transport.write(b"body")
+    assert wire.writes[1:] == [b"head body"]
