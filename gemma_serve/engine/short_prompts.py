@@ -18,6 +18,9 @@ LONGEST: Final = 2_000
 
 
 def keep_short_prompts_here(renderer: BaseRenderer) -> None:
+    # Asked for each request, and looked up by a detour over the tokenizer's __getattr__.
+    end_of_text = renderer.get_eos_token_id()
+    renderer.get_eos_token_id = lambda: end_of_text
     tokenize = renderer._tokenize_prompt_async
     renderer._tokenize_prompt_async = lambda prompt, params: (
         _done(renderer._tokenize_prompt, prompt, params)
