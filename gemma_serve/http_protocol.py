@@ -8,6 +8,7 @@ uvicorn begins all requests at once that come together: a probe would wait for h
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import weakref
 from collections import deque
@@ -53,13 +54,15 @@ class Starts:
     def __init__(self) -> None:
         self._left = _BEGIN_AT_ONCE
         self._waiting: deque[Callable[[], None]] = deque()
+        self._nobodys = contextvars.Context()
 
     def begin(self, start: Callable[[], None]) -> None:
         if not self._left:
             self._waiting.append(start)
             return
         if self._left == _BEGIN_AT_ONCE:
-            asyncio.get_running_loop().call_soon(self._next_round)
+            # Or those who wait would inherit the variables of the request whose end has begun this one.
+            asyncio.get_running_loop().call_soon(self._next_round, context=self._nobodys)
         self._left -= 1
         start()
 
@@ -176,7 +179,7 @@ class AnswerTransport:
         self._transport.write(head + data)
 
     def _write_head(self) -> None:
-        if self._head:
+        if self._head and not self._transport.is_closing():
             self._write_with_head(b"")
 
     def close(self) -> None:
@@ -230,7 +233,8 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         self.scope["extensions"] = extensions
         super().on_headers_complete()
         if self.cycle is not None and self.cycle.scope is self.scope:
-            self.cycle.transport = AnswerTransport(self.transport, self.loop)  # type: ignore[assignment]
+            if self.scope["method"] != "HEAD":  # nothing follows
+                self.cycle.transport = AnswerTransport(self.transport, self.loop)  # type: ignore[assignment]
             # Weakly: its scope is its own, so only the garbage collector would find what else held it.
             extensions[WRITE] = functools.partial(_write, weakref.ref(self.cycle))
 

@@ -193,7 +193,9 @@ async def serving(app: FastAPI, grace: int = 5, limits: ServerSettings | None = 
         log_config=None,
         **protocols(limits or ServerSettings()),
         lifespan="on",
+        access_log=False,
         proxy_headers=False,
+        server_header=False,
         timeout_graceful_shutdown=grace,
     )
     server = uvicorn.Server(config)

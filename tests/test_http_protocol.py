@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+from urllib.parse import urlsplit
 
+from gemma_serve.app import create_app
 from gemma_serve.http_protocol import AnswerTransport, Starts
+from gemma_serve.settings import Settings
+
+from .conftest import serving
+from .fake_engine import FakeEngine
+
+_whose = contextvars.ContextVar("whose", default="nobody's")
 
 
 class Wire:
@@ -41,6 +50,33 @@ async def test_requests_that_come_together_begin_some_at_a_time_and_in_order() -
     await asyncio.sleep(0)
     starts.begin(lambda: begun.append(41))
     assert begun[-1] == 41
+
+
+async def test_who_waits_to_begin_does_not_inherit_from_who_has_begun() -> None:
+    starts, seen = Starts(), list[str]()
+    _whose.set("the first's")
+    for _ in range(20):
+        starts.begin(lambda: seen.append(_whose.get()))
+    await asyncio.sleep(0)
+    assert seen[16:] == ["nobody's"] * 4
+
+
+async def test_a_head_reaches_a_client_that_sends_no_more() -> None:
+    async with serving(create_app(Settings(), FakeEngine())) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
+        writer.write(b"HEAD /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        writer.write_eof()
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n") and answer.endswith(b"\r\n\r\n")
+
+
+async def test_a_head_for_who_has_left_is_dropped() -> None:
+    transport = answer_on(wire := Wire())
+    transport.write(b"head ")
+    wire.close()
+    await asyncio.sleep(0)
+    assert wire.writes == []
 
 
 async def test_an_answers_head_goes_out_with_its_body() -> None:

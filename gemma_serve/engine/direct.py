@@ -250,9 +250,10 @@ class Flushes:
 
     def _flush_some(self) -> None:
         """The rest after what else the loop has to do: a probe must not wait for hundreds of writes."""
-        due = self._due
+        due, began = self._due, time.perf_counter()
         for _ in range(min(_AT_ONCE, len(due))):
             due.popleft().flush()
+        self._waits += time.perf_counter() - began  # this is no waiting for the engine
         if due:
             asyncio.get_running_loop().call_soon(self._flush_some)
 
