@@ -109,9 +109,9 @@ def _cpu_defaults(engine: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {"enable_chunked_prefill": False}
     if not {"kv_cache_memory_bytes", "gpu_memory_utilization"} & engine.keys():
         values["kv_cache_memory_bytes"] = min(4 * _GIB, psutil.virtual_memory().total // 4)
-    if (
-        engine.get("nnodes", 1) == 1 and engine.get("pipeline_parallel_size", 1) == 1
-    ):  # vLLM's words name its own
+    alone = engine.get("nnodes", 1) == 1 and engine.get("pipeline_parallel_size", 1) == 1
+    # With the others, vLLM asks for its own by name.
+    if alone and not {"kv_transfer_config", "ec_transfer_config", "data_parallel_backend"} & engine.keys():
         values["distributed_executor_backend"] = "gemma_serve.engine.cpu_executor.CPUExecutor"
     # Leave a core to this process, or every token waits for the scheduler of the operating system.
     if (os.cpu_count() or 1) > 1:
