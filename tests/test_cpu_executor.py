@@ -1,0 +1,45 @@
+"""Which executor vLLM gets on a CPU, and that it sleeps while its worker computes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.platforms import current_platform
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+from gemma_serve.engine.arguments import engine_arguments
+from gemma_serve.engine.cpu_executor import CPUExecutor
+from gemma_serve.settings import Settings
+
+pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="vLLM runs on another device here")
+
+
+def backend(**engine: Any) -> Any:
+    arguments = engine_arguments(Settings(model={"name": "gemma-demo"}, engine=engine))
+    return arguments.get("distributed_executor_backend")
+
+
+def test_it_is_ours_unless_another_is_asked_for_or_needed() -> None:
+    config = SimpleNamespace(parallel_config=SimpleNamespace(distributed_executor_backend=backend()))
+    assert Executor.get_class(config) is CPUExecutor
+    assert backend(tensor_parallel_size=2) == backend()
+    assert backend(distributed_executor_backend="mp") == "mp"
+    assert backend(pipeline_parallel_size=2) is None
+    assert backend(data_parallel_backend="ray") is None
+
+
+def test_it_looks_for_an_answer_only_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    near = SimpleNamespace(_spin_condition=SimpleNamespace(busy_loop_s=1))
+    elsewhere = SimpleNamespace(_spin_condition=None)
+
+    def start(self: Any) -> None:
+        self.response_mqs = [near, elsewhere]
+
+    monkeypatch.setattr(MultiprocExecutor, "_init_executor", start)
+    executor = object.__new__(CPUExecutor)
+    executor._init_executor()
+    assert near._spin_condition.busy_loop_s == 0.02
+    executor.response_mqs = []
