@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import gpus
+from benchmarks.plots import draw_comparison
 from benchmarks.server import (
     ENVIRON,
     ROOT,
@@ -274,6 +275,7 @@ def main() -> None:
     parser.add_argument("--ceiling", action="store_true", help="measure AsyncLLM alone, too")
     parser.add_argument("--model", type=Path, help="folder of the engine gpu")
     parser.add_argument("--json", type=Path, help="write every measurement to this file")
+    parser.add_argument("--plot", type=Path, help="write an SVG file of the CPU by token")
     options = parser.parse_args()
     if "gpu" in options.engines:
         if not options.model:
@@ -303,6 +305,8 @@ def main() -> None:
                 if options.ceiling:
                     rows += [raw_row(engine, clients, round, options) for clients in options.clients]
     save(rows, options.json)
+    if options.plot:
+        draw_comparison([asdict(row) for row in rows], options.plot)
     print(table(rows))
 
 

@@ -1,9 +1,10 @@
-"""The sweep's plots; the only module that draws. Without matplotlib, the extra `bench`, there are none."""
+"""The plots; the only module that draws. There are none without matplotlib (the extra `bench`)."""
 
 from __future__ import annotations
 
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,8 @@ from benchmarks.sweep_report import Row, knee, label, pareto, speed_of_one
 
 
 def draw(rows: Sequence[Row], out: Path) -> list[Path]:
-    """Writes SVG files into `out`; returns them."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plots: pip install matplotlib (the extra `bench`)", file=sys.stderr)
-        return []
-    matplotlib.use("svg")
-    # The same file for the same rows, so that a commit shows what changed.
-    matplotlib.rcParams.update(
-        {"svg.hashsalt": "gemma_serve", "svg.fonttype": "none", "font.size": 9, "axes.grid": True}
-    )
-    if not rows:
+    """Writes SVG files of a sweep into `out`; returns them."""
+    if not rows or not _can_draw():
         return []
     drawn = {
         "throughput_by_memory": _by_memory,
@@ -37,7 +28,27 @@ def draw(rows: Sequence[Row], out: Path) -> list[Path]:
     return paths
 
 
-def _figure(path: Path, fill: Any, rows: Sequence[Row]) -> None:
+def draw_comparison(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes an SVG file of compare_vllm's measurements."""
+    if rows and _can_draw():
+        _figure(path, _cost, rows)
+
+
+def _can_draw() -> bool:
+    try:
+        import matplotlib
+    except ImportError:
+        print("no plots: pip install matplotlib (the extra `bench`)", file=sys.stderr)
+        return False
+    matplotlib.use("svg")
+    # The same file for the same rows, so that a commit shows what changed.
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "gemma_serve", "svg.fonttype": "none", "font.size": 9, "axes.grid": True}
+    )
+    return True
+
+
+def _figure(path: Path, fill: Any, rows: Sequence[Any]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -109,6 +120,25 @@ def _pareto(axes: Any, rows: Sequence[Row]) -> None:
         text = str(row["load"]["concurrency"])
         axes.annotate(text, point, textcoords="offset points", xytext=(4, 4))
     axes.set(xlabel="tokens/s that one client sees", ylabel="output tokens/s of all; numbers are clients")
+    axes.legend()
+
+
+def _cost(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """CPU by token: of each server a line for each engine and mode, through the medians of its rounds."""
+    lines: dict[tuple[str, str, str], dict[int, list[float]]] = {}
+    for row in rows:
+        if row["server"] != "raw":
+            line = lines.setdefault((row["engine"], row["mode"], row["server"]), {})
+            line.setdefault(row["clients"], []).append(row["cpu_us_per_token"])
+    kinds = list(dict.fromkeys(name[:2] for name in lines))
+    for (engine, mode, server), line in lines.items():
+        style = "-" if server == "ours" else "--"
+        points = [(clients, statistics.median(costs)) for clients, costs in sorted(line.items())]
+        color = f"C{kinds.index((engine, mode))}"
+        axes.plot(
+            *zip(*points, strict=True), style, marker="o", color=color, label=f"{server}, {engine}, {mode}"
+        )
+    axes.set(xlabel="clients", ylabel="CPU of the API process, µs by token", xscale="log", yscale="log")
     axes.legend()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -71,12 +72,14 @@ def test_the_load_client_may_open_more_files_than_a_login_shell() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_compare_vllm() -> None:
+def test_compare_vllm(tmp_path: Path) -> None:
+    plot = tmp_path / "cost.svg"
     options = ["--engines", "null", "--clients", "4", "--requests", "8", "--tokens", "8", "--rounds", "1"]
-    command = [sys.executable, "benchmarks/compare_vllm.py", *options]
+    command = [sys.executable, "benchmarks/compare_vllm.py", *options, "--plot", str(plot)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
     assert result.returncode == 0, result.stderr
     rows = [line for line in result.stdout.splitlines() if line.startswith("| null |")]
     assert len(rows) == 2
+    assert "ours, null, streamed" in plot.read_text(encoding="utf8")
     assert all(row.endswith("| 0 |") for row in rows), "answers are missing"
     print(result.stdout)
