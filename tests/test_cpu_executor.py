@@ -6,6 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import zmq
+from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.platforms import current_platform
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
@@ -31,9 +33,9 @@ def test_it_is_ours_unless_another_is_asked_for_or_needed() -> None:
     assert backend(data_parallel_backend="ray") is None
 
 
-def test_it_looks_for_an_answer_only_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    near = SimpleNamespace(_spin_condition=SimpleNamespace(busy_loop_s=1))
-    elsewhere = SimpleNamespace(_spin_condition=None)
+def test_it_looks_again_and_again_only_while_steps_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    condition = SpinCondition(False, zmq.Context.instance(), "inproc://test-cpu-executor")
+    near, elsewhere = SimpleNamespace(_spin_condition=condition), SimpleNamespace(_spin_condition=None)
 
     def start(self: Any) -> None:
         self.response_mqs = [near, elsewhere]
@@ -41,5 +43,14 @@ def test_it_looks_for_an_answer_only_for_a_moment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(MultiprocExecutor, "_init_executor", start)
     executor = object.__new__(CPUExecutor)
     executor._init_executor()
-    assert near._spin_condition.busy_loop_s == 0.02
     executor.response_mqs = []
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    spins = []
+    for seconds in (5, 0.01, 0.01, 0.4, 0.4, 0.01):
+        now += seconds
+        condition.record_read()
+        spins.append(condition.busy_loop_s > 0)
+    condition.local_notify_socket.close()
+    assert spins == [False, True, True, False, False, True]
+    assert condition.last_read == now

@@ -94,6 +94,7 @@ def test_an_executor_for_a_cpu_can_sleep() -> None:
     queue, condition = shm_broadcast.MessageQueue, shm_broadcast.SpinCondition
     assert "self.last_read + self.busy_loop_s" in inspect.getsource(condition.wait)
     assert "self._spin_condition.wait(" in inspect.getsource(queue.acquire_read)
+    assert "self._spin_condition.record_read()" in inspect.getsource(queue)
     assert "self.response_mqs.append(" in inspect.getsource(MultiprocExecutor._init_executor)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
+from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
-_SPIN_SECONDS: Final = 0.02
-"""Longer than a step for one stream, to which waking up would add a tenth."""
+_SHORT_STEP: Final = 0.02
+"""Seconds. To a step for one stream, waking up would add a tenth; to one for many, next to nothing."""
 
 
 class CPUExecutor(MultiprocExecutor):  # type: ignore[misc]
@@ -21,4 +23,15 @@ class CPUExecutor(MultiprocExecutor):  # type: ignore[misc]
         super()._init_executor()
         for queue in self.response_mqs:
             if queue._spin_condition is not None:
-                queue._spin_condition.busy_loop_s = _SPIN_SECONDS
+                queue._spin_condition.__class__ = Patience
+
+
+class Patience(SpinCondition):  # type: ignore[misc]
+    """Looks again and again only while steps are short."""
+
+    last_read: float
+
+    def record_read(self) -> None:
+        now = time.monotonic()
+        self.busy_loop_s = _SHORT_STEP if now - self.last_read < _SHORT_STEP else 0
+        self.last_read = now
