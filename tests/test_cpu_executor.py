@@ -51,6 +51,12 @@ def test_it_looks_again_and_again_only_while_steps_are_short(monkeypatch: pytest
         now += seconds
         condition.record_read()
         spins.append(condition.busy_loop_s > 0)
+    waits: list[int | None] = []
+    monkeypatch.setattr(SpinCondition, "wait", lambda self, timeout_ms=None: waits.append(timeout_ms))
+    condition.wait()
+    condition.wait(5000)
+    condition.wait(0)
     condition.local_notify_socket.close()
+    assert waits == [2, 2, 0]  # a notice may be lost
     assert spins == [False, True, True, False, False, True]
     assert condition.last_read == now

@@ -26,6 +26,9 @@ class CPUExecutor(MultiprocExecutor):  # type: ignore[misc]
                 queue._spin_condition.__class__ = Patience
 
 
+_LOOK_AGAIN_MS: Final = 2
+
+
 class Patience(SpinCondition):  # type: ignore[misc]
     """Looks again and again only while steps are short."""
 
@@ -35,3 +38,7 @@ class Patience(SpinCondition):  # type: ignore[misc]
         now = time.monotonic()
         self.busy_loop_s = _SHORT_STEP if now - self.last_read < _SHORT_STEP else 0
         self.last_read = now
+
+    def wait(self, timeout_ms: int | None = None) -> None:
+        # zmq drops a notice that follows another too soon; vLLM would then sleep for seconds.
+        super().wait(_LOOK_AGAIN_MS if timeout_ms is None else min(timeout_ms, _LOOK_AGAIN_MS))
