@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from .admission import Admission
 from .cache import (
     SHARED,
     Answer,
-    AnswerStream,
+    AnswerHead,
     CacheKey,
     Flight,
     Origin,
@@ -20,10 +20,11 @@ from .cache import (
     RepeatedHit,
     ResponseCache,
     Seat,
-    SeatStream,
+    SeatHead,
+    put_pieces,
 )
 from .clients import current_client
-from .engine.base import Delta, Engine, GenerationRequest, LoadedModel, Sink, Stream, Usage
+from .engine.base import Engine, GenerationRequest, LoadedModel, Sink, Usage
 from .errors import RateLimited
 from .generation import Delivery, Generation, Generator
 from .logs import RequestRecord, current_request
@@ -135,7 +136,7 @@ class CachedGeneration(Generation):
         entered = await self._enter()
         phase("cache", started)
         if isinstance(entered, Answer):
-            return FoundStream(AnswerStream(entered, self._request.public_id))
+            return FoundStream(entered, self._request.public_id)
         seat = entered
         try:
             if seat.begins:
@@ -143,7 +144,7 @@ class CachedGeneration(Generation):
                 await seat.ready()
                 if seat.flight.vacant:
                     await seat.flight.landed()  # raises its refusal
-            return SharedStream(SeatStream(seat, self._request.public_id), started, self, seat)
+            return SharedStream(SeatHead(seat.flight, self._request.public_id), started, self, seat)
         except BaseException:
             await self.leave(seat)
             raise
@@ -172,7 +173,7 @@ class CachedGeneration(Generation):
             await stream.feed(flight)
         finally:
             await stream.aclose()
-        return Answer.of_stream(self._request.kind, stream.tokens, flight.deltas)
+        return Answer.of_stream(self._request.kind, stream.tokens, flight.pieces)
 
     async def _enter(self) -> Answer | Seat:
         """The answer; or a seat in the generation of it: to be begun, or one where tokens may come by now."""
@@ -234,14 +235,17 @@ class CachedGeneration(Generation):
         record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
 
 
-class FoundStream(Stream):
+class FoundStream:
     """The `Delivery` of an answer that is there."""
 
-    def __init__(self, tokens: AnswerStream) -> None:
-        self.tokens = tokens
+    def __init__(self, answer: Answer, request_id: str) -> None:
+        self.tokens = AnswerHead(answer, request_id)
+        self._answer = answer
 
-    def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        return aiter(self.tokens)
+    async def feed(self, sink: Sink) -> None:
+        put_pieces(sink, self._answer.pieces())
+        if not sink.flush():
+            await sink.drain()
 
     def note_first_token(self) -> None:
         pass
@@ -253,17 +257,14 @@ class FoundStream(Stream):
 class SharedStream:
     """The `Delivery` of a generation that others may share."""
 
-    def __init__(self, tokens: SeatStream, started: float, generation: CachedGeneration, seat: Seat) -> None:
+    def __init__(self, tokens: SeatHead, started: float, generation: CachedGeneration, seat: Seat) -> None:
         self.tokens = tokens
         self._started = started
         self._generation = generation
         self._seat = seat
 
-    def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        return aiter(self.tokens)
-
     async def feed(self, sink: Sink) -> None:
-        await self.tokens.feed(sink)
+        await self._seat.feed(sink)
 
     def note_first_token(self) -> None:
         if not self._seat.begins and (record := current_request.get()) is not None:

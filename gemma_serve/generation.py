@@ -12,7 +12,7 @@ import orjson
 from .admission import Admission, Slot
 from .cache import Answer, Origin, RepeatedHit
 from .clients import current_client
-from .engine.base import Delta, Engine, GenerationRequest, RelayKind, Sink, TokenStream
+from .engine.base import Engine, GenerationRequest, RelayKind, Sink, StreamHead, TokenStream
 from .errors import ServeError
 from .logs import RequestRecord, current_request
 from .metrics import Inference, Metrics
@@ -136,12 +136,10 @@ class Delivery(Protocol):
     """An answer on its way to one client."""
 
     @property
-    def tokens(self) -> TokenStream: ...
-
-    def __aiter__(self) -> AsyncIterator[list[Delta]]: ...
+    def tokens(self) -> StreamHead: ...
 
     async def feed(self, sink: Sink) -> None:
-        """In place of the iteration. Whoever calls it notes the first token. Raises `ServeError`."""
+        """Give `sink` everything as it comes. Whoever calls it notes the first token. Raises `ServeError`."""
         ...
 
     def note_first_token(self) -> None: ...
@@ -245,24 +243,12 @@ class RecordedStream:
         self._started = started
         self._work = work
 
-    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        measures = self._work.measures
-        try:
-            async for deltas in self.tokens:
-                if measures.first_token is None:
-                    self.note_first_token()
-                yield deltas
-            measures.outcome = "ok"
-        except Exception as error:
-            self._work.failed(error)
-            raise
-
     def note_first_token(self) -> None:
         self._work.measures.first_token = now = time.perf_counter()
         self._record.time_to_first_token = now - self._started
 
     async def feed(self, sink: Sink) -> None:
-        """In place of the iteration. Whoever calls it notes the first token."""
+        """Whoever calls it notes the first token."""
         try:
             await self.tokens.feed(sink)
             self._work.measures.outcome = "ok"
@@ -271,7 +257,7 @@ class RecordedStream:
             raise
 
     async def aclose(self) -> None:
-        """Stop the generation if it still runs. Call it however the iteration ended."""
+        """Stop the generation if it still runs. Call it however the rest ended."""
         record = self._record
         try:
             await self.tokens.aclose()

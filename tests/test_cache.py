@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gemma_serve.api_keys import digest_of
 from gemma_serve.app import create_app
-from gemma_serve.cache import Answer, Origin, Repeat, ResponseCache
+from gemma_serve.cache import Answer, Origin, Repeat, ResponseCache, Run
 from gemma_serve.cache.key import is_deterministic, key_of, tenant_of
 from gemma_serve.cache.repeats import Repeats
 from gemma_serve.clients import Client
@@ -416,11 +416,21 @@ def test_an_answer_survives_its_encoding(form: str) -> None:
     deltas = [Delta(0, "H"), Delta(0, "i", "stop", None, {"stop_reason": 1})]
     answer = Answer.of_body("chat", body) if form == "whole" else Answer.of_stream("chat", stream, deltas)
     again = Answer.decode(answer.encode())
-    assert again.body("y") == answer.body("y") and again.deltas() == answer.deltas()
+    assert again.body("y") == answer.body("y") and again.pieces() == answer.pieces()
     assert again.usage == usage and abs(again.stored - answer.stored) < 0.01
     for broken in (b"{}", b"[1, 2]", b"", answer.encode()[:-1], b"\xff\n"):
         with pytest.raises(ValueError):
             Answer.decode(broken)
+
+
+def test_texts_are_kept_alike_however_they_came() -> None:
+    stream = SimpleNamespace(created=7, model="gemma", fingerprint=None, usage=Usage(3, 5))
+    end = Delta(0, "", "stop")
+    one_by_one = [Delta(0, text) for text in "abcd"]
+    together = [Run(0, ["a", "b"]), Delta(0, "c"), Run(0, ["d"])]
+    kept = [Answer.of_stream("chat", stream, [*pieces, end]) for pieces in (one_by_one, together)]
+    assert kept[0].rows == kept[1].rows
+    assert kept[1].pieces() == [Run(0, list("abcd")), end] and together[0] == Run(0, ["a", "b"])
 
 
 async def test_it_is_counted() -> None:

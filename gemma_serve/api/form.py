@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..cache import Answer, AnswerStream, Run
-from ..engine.base import Kind, TokenStream
+from ..cache import Answer, AnswerHead, Run
+from ..engine.base import Kind, StreamHead
 from .body import header
 from .streaming import EVENT_STREAM_HEADERS, JSON_LINES_HEADERS, TEXT_HEADERS
 from .writers import ChunkWriter, TextWriter, Writer
@@ -36,7 +36,7 @@ class Form(NamedTuple):
     answers: int
     include_usage: bool
 
-    def writer(self, stream: TokenStream) -> Writer:
+    def writer(self, stream: StreamHead) -> Writer:
         if self.stream == "text":
             return TextWriter()
         return ChunkWriter(self.kind, stream, self.include_usage, json_lines=self.stream == "lines")
@@ -45,8 +45,8 @@ class Form(NamedTuple):
         """An answer that is there: of a stream the same bytes, in one piece."""
         if self.stream is None:
             return Response(answer.body(request_id), media_type="application/json")
-        writer = self.writer(AnswerStream(answer, request_id))
-        parts = [writer.run(*run) if isinstance(run, Run) else writer.delta(run) for run in answer.runs()]
+        writer = self.writer(AnswerHead(answer, request_id))
+        parts = [writer.run(*run) if isinstance(run, Run) else writer.delta(run) for run in answer.pieces()]
         response = Response(b"".join((writer.opening(self.answers), *parts, writer.ending())))
         response.raw_headers += STREAM_HEADERS[self.stream]
         return response

@@ -12,7 +12,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..engine.base import Delta, TokenStream
+from ..engine.base import Delta, StreamHead
 from ..errors import DeadlineExceeded, ServeError, ShuttingDown
 from ..generation import Delivery
 from ..logs import current_request
@@ -189,7 +189,7 @@ class GenerationStream(StreamedResponse):
     def __init__(
         self,
         open: Callable[[], Awaitable[Delivery]],
-        make_writer: Callable[[TokenStream], Writer],
+        make_writer: Callable[[StreamHead], Writer],
         headers: list[tuple[bytes, bytes]],
         patience: Patience,
         n: int,

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from ..engine.base import Delta, Kind, TokenStream
+from ..engine.base import Delta, Kind, StreamHead
 from ..errors import ServeError
 
 
@@ -51,7 +51,7 @@ class ChunkWriter:
     """OpenAI's chunks, as server-sent events (`data: {…}`) or one JSON object a line."""
 
     def __init__(
-        self, kind: Kind, stream: TokenStream, include_usage: bool, *, json_lines: bool = False
+        self, kind: Kind, stream: StreamHead, include_usage: bool, *, json_lines: bool = False
     ) -> None:
         start, end = (b"", b"\n") if json_lines else (b"data: ", b"\n\n")
         self._start, self._end = start, end

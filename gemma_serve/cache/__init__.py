@@ -1,7 +1,7 @@
 """Answers that are kept for who asked: the same question costs nothing again, and runs once at a time."""
 
-from .answer import Answer, AnswerStream, Run
-from .flight import Flight, Seat, SeatStream
+from .answer import Answer, AnswerHead, Run, put_pieces
+from .flight import Flight, Seat, SeatHead
 from .key import SHARED, CacheKey
 from .repeats import Origin, Repeat, RepeatedHit
 from .response_cache import ResponseCache
@@ -9,7 +9,7 @@ from .response_cache import ResponseCache
 __all__ = [
     "SHARED",
     "Answer",
-    "AnswerStream",
+    "AnswerHead",
     "CacheKey",
     "Flight",
     "Origin",
@@ -18,5 +18,6 @@ __all__ = [
     "ResponseCache",
     "Run",
     "Seat",
-    "SeatStream",
+    "SeatHead",
+    "put_pieces",
 ]

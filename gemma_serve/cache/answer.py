@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import orjson
 
-from ..engine.base import Delta, Kind, Stream, TokenStream, Usage
+from ..engine.base import Delta, Kind, Sink, StreamHead, Usage
 
 _FINISHED = {"stop", "length", "tool_calls"}  # and not aborted
 _OBJECTS = {"chat": "chat.completion", "completion": "text_completion"}
@@ -27,6 +27,9 @@ class Run(NamedTuple):
     choice: int
     """Its index."""
     texts: list[str]
+
+
+Piece = Run | Delta
 
 
 @dataclass(slots=True)
@@ -56,8 +59,8 @@ class Answer:
         return cls(*head, whole=whole, finished=finished)
 
     @classmethod
-    def of_stream(cls, kind: Kind, stream: TokenStream, deltas: list[Delta]) -> Answer:
-        rows = _rows(deltas)
+    def of_stream(cls, kind: Kind, stream: StreamHead, pieces: Sequence[Piece]) -> Answer:
+        rows = _rows(pieces)
         reasons: dict[int, str | None] = {row[0]: None for row in rows}
         reasons |= {row[0]: row[2] for row in rows if len(row) > 2 and row[2]}
         head = (kind, stream.created, stream.model, stream.fingerprint, stream.usage)
@@ -78,18 +81,8 @@ class Answer:
         name = orjson.dumps(answer_id(self.kind, request_id))
         return b'{"id":%b,%b' % (name, self.whole or orjson.dumps(self._joined())[1:])
 
-    def deltas(self) -> list[Delta]:
+    def pieces(self) -> list[Piece]:
         """What a stream of it gives; all at once where the engine gave it whole."""
-        deltas: list[Delta] = []
-        for piece in self.runs():
-            if isinstance(piece, Run):
-                deltas += [Delta(piece.choice, text) for text in piece.texts]
-            else:
-                deltas.append(piece)
-        return deltas
-
-    def runs(self) -> list[Run | Delta]:
-        """The same, in less time."""
         if self.whole is None:
             rows = orjson.loads(self.rows or b"[]")
             return [Run(*row) if len(row) == 2 else Delta(*row) for row in rows]
@@ -108,7 +101,7 @@ class Answer:
             body["system_fingerprint"] = self.fingerprint
         choices: dict[int, dict[str, Any]] = {}
         texts: dict[int, list[str]] = {}
-        for delta in self.runs():
+        for delta in self.pieces():
             index = delta.choice if isinstance(delta, Run) else delta.index
             choice = choices.setdefault(index, {"logprobs": None, "finish_reason": None})
             if isinstance(delta, Run):
@@ -169,40 +162,49 @@ def answer_id(kind: Kind, request_id: str) -> str:
     return f"{_ID_PREFIXES[kind]}-{request_id}"
 
 
-class AnswerStream(Stream):
-    """A `TokenStream` of an answer that is there."""
+class AnswerHead:
+    """The `StreamHead` of an answer that is there."""
 
     def __init__(self, answer: Answer, request_id: str) -> None:
         self.id = answer_id(answer.kind, request_id)
         self.created, self.model, self.fingerprint = answer.created, answer.model, answer.fingerprint
         self.usage = answer.usage
-        self.answer = answer
 
-    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        yield self.answer.deltas()
 
-    async def aclose(self) -> None:
-        pass
+def put_pieces(sink: Sink, pieces: Iterable[Piece]) -> None:
+    for piece in pieces:
+        if not isinstance(piece, Run):
+            sink.put(piece)
+        elif piece.choice == 0:
+            sink.put_texts(piece.texts)
+        else:
+            for text in piece.texts:
+                sink.put(Delta(piece.choice, text))
 
 
 def _all_ended(reasons: Mapping[int, str | None]) -> bool:
     return bool(reasons) and _FINISHED.issuperset(reasons.values())
 
 
-def _rows(deltas: list[Delta]) -> list[list[Any]]:
+def _rows(pieces: Sequence[Piece]) -> list[list[Any]]:
     rows: list[list[Any]] = []
     texts: list[str] = []
     index = None  # of the run that `texts` is
-    for delta in deltas:
-        if delta.finish_reason or delta.delta or delta.choice or delta.extra or not delta.text:
+    for piece in pieces:
+        if isinstance(piece, Run):
+            if piece.choice != index:
+                index, texts = piece.choice, []
+                rows.append([index, texts])
+            texts += piece.texts
+        elif piece.finish_reason or piece.delta or piece.choice or piece.extra or not piece.text:
             rows.append(
-                [delta.index, delta.text, delta.finish_reason, delta.delta, delta.choice, delta.extra]
+                [piece.index, piece.text, piece.finish_reason, piece.delta, piece.choice, piece.extra]
             )
             index = None
-        elif delta.index == index:
-            texts.append(delta.text)
+        elif piece.index == index:
+            texts.append(piece.text)
         else:
-            index, texts = delta.index, [delta.text]
+            index, texts = piece.index, [piece.text]
             rows.append([index, texts])
     return rows
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
-from ..engine.base import Delta, Kind, Sink, Stream, TokenStream, Usage
+from ..engine.base import Delta, Kind, Sink, StreamHead, Usage
 from ..errors import ServeError, ShuttingDown
-from .answer import Answer, answer_id
+from .answer import Answer, Piece, Run, answer_id, put_pieces
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +24,14 @@ class Flight:
         self.kind = kind
         self.epoch = epoch
         """Of the store when it began: what has been emptied meanwhile must not come back."""
-        self.deltas: list[Delta] = []
+        self.pieces: list[Piece] = []
         self.answer: Answer | None = None
         self.error: ServeError | None = None
         self.found = False
         """Was the answer there already?"""
         self.vacant = False
         """Who should have begun it could not, for reasons of its own: the next one may try."""
-        self.source: TokenStream | None = None
+        self.source: StreamHead | None = None
         """What the engine streams; None before it has begun, and when it answers whole."""
         self.seats: list[Seat] = []
         self.payer: Seat | None = None
@@ -41,7 +41,7 @@ class Flight:
         self.on_first_token: Callable[[], None] = lambda: None
         self._refusal: ServeError | None = None
         self._on_end = on_end
-        self._for_news: list[asyncio.Future[None]] = []
+        self._for_the_start: list[asyncio.Future[None]] = []
         self._for_the_end: list[asyncio.Future[None]] = []
 
     @property
@@ -66,24 +66,23 @@ class Flight:
         self.seats.append(seat)
         return seat
 
-    def begin(self, source: TokenStream) -> None:
+    def begin(self, source: StreamHead) -> None:
         self.source = source
-        _wake(self._for_news)
+        _wake(self._for_the_start)
 
     def put(self, delta: Delta) -> None:
-        if not self.deltas:
+        if not self.pieces:
             self.on_first_token()
-        self.deltas.append(delta)
+        self.pieces.append(delta)
 
     def put_texts(self, texts: list[str]) -> None:
-        for text in texts:
-            self.put(Delta(0, text))
+        if not self.pieces:
+            self.on_first_token()
+        self.pieces.append(Run(0, texts))
 
     def flush(self) -> bool:
         for seat in self.seats:
             seat.flush()
-        if self._for_news:
-            _wake(self._for_news)
         return True
 
     async def drain(self) -> None:
@@ -115,7 +114,7 @@ class Flight:
         self._on_end(self)
         for seat in self.seats:
             seat.wake()
-        _wake(self._for_news)
+        _wake(self._for_the_start)
         _wake(self._for_the_end)
 
     async def close(self) -> None:
@@ -125,9 +124,10 @@ class Flight:
             self.task.cancel()
             await asyncio.wait([self.task])
 
-    async def news(self) -> None:
-        """Until there is more than now."""
-        await _until(self._for_news)
+    async def begun(self) -> None:
+        """Until tokens may come, or it has ended."""
+        if self.source is None and not self.ended:
+            await _until(self._for_the_start)
 
     async def landed(self) -> Answer:
         """The whole answer. Raises `ServeError`."""
@@ -148,7 +148,7 @@ class Seat:
         self.left = False
         self._sink: Sink | None = None
         self._position = 0
-        """How many of the flight's deltas the sink has."""
+        """How many of the flight's pieces the sink has."""
         self._unwritten = self._draining = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -164,9 +164,8 @@ class Seat:
     async def ready(self) -> None:
         """Until tokens may come. Raises `ServeError`, but says nothing of a flight that is vacant."""
         flight = self.flight
-        while flight.source is None and not flight.ended:
-            await flight.news()
-        if flight.error is not None and not flight.deltas:
+        await flight.begun()
+        if flight.error is not None and not flight.pieces:
             raise flight.error.with_traceback(None)
 
     def flush(self) -> None:
@@ -183,10 +182,9 @@ class Seat:
             self.wake()
 
     def _take(self, sink: Sink) -> None:
-        deltas = self.flight.deltas
-        for position in range(self._position, len(deltas)):
-            sink.put(deltas[position])
-        self._position = len(deltas)
+        pieces, position = self.flight.pieces, self._position
+        self._position = len(pieces)
+        put_pieces(sink, pieces[position:] if position else pieces)
 
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -198,7 +196,7 @@ class Seat:
         self._sink = sink
         try:
             while self._error is None:
-                if self._unwritten or self._position < len(flight.deltas):
+                if self._unwritten or self._position < len(flight.pieces):
                     self._unwritten, self._draining = False, True
                     self._take(sink)
                     await sink.drain()
@@ -213,9 +211,8 @@ class Seat:
         if self._error is not None:
             raise self._error
         answer = await flight.landed()
-        if not flight.deltas and (deltas := answer.deltas()):  # it was not streamed
-            for delta in deltas:
-                sink.put(delta)
+        if not flight.pieces:  # it was not streamed
+            put_pieces(sink, answer.pieces())
             await sink.drain()
 
     async def leave(self) -> None:
@@ -234,41 +231,19 @@ class Seat:
             await flight.close()
 
 
-class SeatStream(Stream):
-    """A `TokenStream` of a flight: first all that it has given already, then what it gives."""
+class SeatHead:
+    """The `StreamHead` of a flight that has begun."""
 
-    def __init__(self, seat: Seat, request_id: str) -> None:
-        """The flight must have begun."""
-        flight = seat.flight
+    def __init__(self, flight: Flight, request_id: str) -> None:
         head = flight.source or flight.answer
         assert head is not None
         self.id = answer_id(flight.kind, request_id)
         self.created, self.model, self.fingerprint = head.created, head.model, head.fingerprint
-        self._seat = seat
+        self._flight = flight
 
     @property
     def usage(self) -> Usage:
-        return self._seat.flight.usage
-
-    async def feed(self, sink: Sink) -> None:
-        await self._seat.feed(sink)
-
-    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        flight, position = self._seat.flight, 0
-        while True:
-            if position < (count := len(flight.deltas)):
-                deltas, position = flight.deltas[position:count], count
-                yield deltas
-            elif not flight.ended:
-                await flight.news()
-            else:
-                break
-        answer = await flight.landed()
-        if not position and (deltas := answer.deltas()):  # it was not streamed
-            yield deltas
-
-    async def aclose(self) -> None:
-        await self._seat.leave()
+        return self._flight.usage
 
 
 def _wake(waiters: list[asyncio.Future[None]]) -> None:

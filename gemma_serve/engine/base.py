@@ -256,8 +256,8 @@ class Sink(Protocol):
         ...
 
 
-class TokenStream(Protocol):
-    """A generation under way. Iterate it once; `aclose` at any time stops the engine's work on it."""
+class StreamHead(Protocol):
+    """What every chunk of a stream says."""
 
     id: str
     created: int
@@ -266,8 +266,12 @@ class TokenStream(Protocol):
 
     @property
     def usage(self) -> Usage:
-        """Counts so far; final once the iteration has ended."""
+        """Counts so far; final once the stream has ended."""
         ...
+
+
+class TokenStream(StreamHead, Protocol):
+    """A generation under way. Iterate it once; `aclose` at any time stops the engine's work on it."""
 
     def __aiter__(self) -> AsyncIterator[list[Delta]]:
         """Yields what arrived together, at least one delta each time. Raises `ServeError`."""
