@@ -22,7 +22,7 @@ from .app import create_app
 from .drain import Drain
 from .engine.base import Engine, EngineStatus
 from .errors import StartupError
-from .http_protocol import protocols
+from .protocols import protocols
 from .settings import ServerSettings, Settings
 
 logger = logging.getLogger(__name__)

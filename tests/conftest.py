@@ -30,8 +30,8 @@ from gemma_serve.admission import Admission
 from gemma_serve.api_keys import digest_of
 from gemma_serve.app import create_app
 from gemma_serve.engine.lifecycle import VLLMEngine
-from gemma_serve.http_protocol import protocols
 from gemma_serve.key_file import KeyEntry, KeyLimits, write_keys
+from gemma_serve.protocols import protocols
 from gemma_serve.settings import ServerSettings, Settings
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gemma_serve.app import create_app
-from gemma_serve.http_protocol import protocols
+from gemma_serve.protocols import protocols
 from gemma_serve.settings import SecuritySettings, ServerSettings
 
 from . import test_app

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import websockets
 
-from gemma_serve.http_protocol import WebSocketProtocol
+from gemma_serve.protocols.websocket import WebSocketProtocol
 from gemma_serve.settings import ServerSettings
 
 from .chat_client import app_of, chatting, closed

@@ -36,7 +36,7 @@ TEXT_HEADERS = stream_headers(b"text/plain; charset=utf-8")
 
 
 WRITE = "gemma_serve.write"
-"""The extension of the ASGI scope by which `http_protocol` lets an answer that has begun be gone on with: a
+"""The extension of the ASGI scope by which `protocols` lets an answer that has begun be gone on with: a
 function that takes bytes, or a list of texts for a WebSocket, and says whether it has sent them, past all
 middleware."""
 

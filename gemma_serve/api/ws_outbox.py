@@ -25,7 +25,7 @@ class Reply(NamedTuple):
 
 
 class Outbox:
-    """What sends waits while the client does not read, which http_protocol.py ends; raises `ClientLeft`."""
+    """What sends waits while the client does not read, which `protocols` ends; raises `ClientLeft`."""
 
     __slots__ = ("_send", "_waiting", "_write", "closed", "session_id")
 

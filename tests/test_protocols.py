@@ -7,7 +7,8 @@ import contextvars
 from urllib.parse import urlsplit
 
 from gemma_serve.app import create_app
-from gemma_serve.http_protocol import AnswerTransport, Starts
+from gemma_serve.protocols.answer_transport import AnswerTransport
+from gemma_serve.protocols.starts import Starts
 from gemma_serve.settings import Settings
 
 from .conftest import serving
