@@ -1,10 +1,11 @@
 """How long does `/health/ready` take while many streams run? Asked for: 5 ms at most, for 99 of 100 probes.
 
-    python -m benchmarks.health_latency [--streams 256] [--seconds 60] [--null]
+    python -m benchmarks.health_latency [--streams 256] [--seconds 60] [--null] [--lockstep]
 
 Starts the server with the embedded model (`--null`: with random tokens at once, so that the front end has all
 the work that it can do), keeps that many streams running from another process, and probes as Kubernetes does:
-on a new connection each time. Prints JSON: milliseconds, and how often it was not ready.
+on a new connection each time. Answers have 128 to 384 tokens; with --lockstep all have 256, so that all
+end at once, every 25 s, and as many begin. Prints JSON: milliseconds, and how often it was not ready.
 
 Where cores are short, a probe also waits for one. So each is followed by the same probe of `control`, a bare
 responder in a process of its own that has nothing else to do: what that takes is the machine's share.
@@ -33,10 +34,10 @@ TOKENS, ENOUGH = 256, 10_000_000
 
 
 @contextmanager
-def streams(url: str, count: int) -> Iterator[None]:
+def streams(url: str, count: int, *more: str) -> Iterator[None]:
     """`count` of them at any time, once all have begun."""
     client = Path(__file__).with_name("stream_client.py")
-    options = ["--clients", str(count), "--requests", str(ENOUGH), "--tokens", str(TOKENS)]
+    options = ["--clients", str(count), "--requests", str(ENOUGH), "--tokens", str(TOKENS), *more]
     process = subprocess.Popen([sys.executable, str(client), url, *options], stdout=subprocess.DEVNULL)
     try:
         while metrics(url)["running"] < count:
@@ -125,10 +126,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--per-second", type=float, default=20, help="probes")
     parser.add_argument("--null", action="store_true", help="random tokens in place of a model")
+    parser.add_argument("--lockstep", action="store_true", help="answers that end together")
     options = parser.parse_args()
     with running_server(options.streams, *([NULL] if options.null else [])) as url, responder() as control:
         idle = measure(url, control, min(10, options.seconds), options.per_second)
-        with streams(url, options.streams):
+        with streams(url, options.streams, *([] if options.lockstep else ["--spread"])):
             busy = measure(url, control, options.seconds, options.per_second)
             rate = metrics(url)["tokens_per_second"]["10s"]
     print(json.dumps({"idle": idle, "streams": options.streams, "tokens_per_second": rate, "busy": busy}))

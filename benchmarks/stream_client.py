@@ -4,8 +4,9 @@
 
 Each client asks, reads its answer to the end and asks again on the same connection. Prints JSON: times in
 seconds; `tokens` are those asked for, as every answer has `max_tokens` of them; inter-token times are a
-request's mean. With --prompt-tokens the prompts are random token ids, exactly so many and the same for the
-same --seed, sent to /v1/completions; --shared-tokens of them are the same in every prompt.
+request's mean. With --spread the answers' lengths differ, so that they do not all end together. With
+--prompt-tokens the prompts are random token ids, exactly so many and the same for the same --seed, sent to
+/v1/completions; --shared-tokens of them are the same in every prompt.
 """
 
 from __future__ import annotations
@@ -67,17 +68,18 @@ class Client(asyncio.Protocol):
             load.failed(piece)
             self._transport.close()
             return
-        load.ended(self._started, self._first, now)
+        load.ended(self._started, self._first, now, self._tokens)
         self._ask()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._load.lost()
 
     def _ask(self) -> None:
-        body = self._load.next_body()
-        if body is None:
+        question = self._load.next_question()
+        if question is None:
             self._transport.close()
             return
+        body, self._tokens = question
         self._reset()
         self._transport.write(self._load.head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
@@ -110,41 +112,46 @@ class Load:
         self._good = 0
         self._first: list[float] = []
         self._gaps: list[float] = []
-        self._times: list[float] = []
+        self._tokens = 0
         self._errors: list[str] = []
         self._ended = asyncio.Event()
         self._open = options.clients
 
-    def next_body(self) -> bytes | None:
+    def next_question(self) -> tuple[bytes, int] | None:
+        """Its body, and how many tokens it asks for."""
         if self._left <= 0:
             return None
         self._left -= 1
+        tokens: int = self._options.tokens
+        if self._options.spread:
+            tokens = self._random.randint(max(1, tokens // 2), tokens + tokens // 2)
         own = self._options.prompt_tokens - len(self._shared)
         prompt: dict[str, object] = (
             {"prompt": self._shared + self._words(own)}
             if self._options.prompt_tokens
             else {"messages": [{"role": "user", "content": f"Tell me story {self._left}"}]}
         )
-        return json.dumps(
+        body = json.dumps(
             prompt
             | {
                 "model": self._options.model,
-                "max_tokens": self._options.tokens,
+                "max_tokens": tokens,
                 "temperature": 1.0,
                 "ignore_eos": True,
                 "stream": self.stream,
             }
-        ).encode()
+        )
+        return body.encode(), tokens
 
     def _words(self, number: int) -> list[int]:
         """Token ids that are no special ones and no single bytes."""
         return self._random.choices(range(_FIRST_WORD, self._options.vocabulary), k=number)
 
-    def ended(self, started: float, first: float, now: float) -> None:
+    def ended(self, started: float, first: float, now: float, tokens: int) -> None:
         self._first.append(first - started)
-        self._times.append(now - started)
-        gap = (now - first) / max(1, self._options.tokens - 1)
-        if self._options.tokens > 1:
+        self._tokens += tokens
+        gap = (now - first) / max(1, tokens - 1)
+        if tokens > 1:
             self._gaps.append(gap)
         slow_start = 1e3 * (first - started) > self._options.slo_ttft_ms
         self._good += not (slow_start or 1e3 * gap > self._options.slo_inter_token_ms)
@@ -168,15 +175,15 @@ class Load:
         await asyncio.gather(*connections)
         await self._ended.wait()
         seconds = time.perf_counter() - started
-        done = len(self._times)
+        done = len(self._first)
         return {
             "requests": done,
             "errors": self._options.requests - done,
             "first_error": next(iter(self._errors), None),
             "seconds": seconds,
-            "tokens": done * self._options.tokens,
+            "tokens": self._tokens,
             "good_requests": self._good,
-            "tokens_per_second": done * self._options.tokens / seconds,
+            "tokens_per_second": self._tokens / seconds,
             "ttft": percentiles(self._first),
             "inter_token": percentiles(self._gaps),
             "client_cpu_seconds": time.process_time(),
@@ -198,6 +205,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64, help="at the same time")
     parser.add_argument("--requests", type=int, default=512, help="in all")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--spread", action="store_true", help="half to one and a half times as many")
     parser.add_argument("--model", default="gemma-demo")
     parser.add_argument("--key", help="API key")
     parser.add_argument("--prompt-tokens", type=int, default=0, help="of each prompt; 0 asks for a story")
