@@ -129,7 +129,7 @@ async def test_a_failure_is_this_streams_alone(fault: Piece | Exception) -> None
 
 async def test_other_work_is_done_between_the_writes_of_a_step() -> None:
     flushes = Flushes()
-    sinks = [Sink() for _ in range(40)]
+    sinks = [Sink() for _ in range(20)]
     for sink in sinks:
         DirectOutput(sink, Usage(), flushes).put(piece("a"))
     flushes.after_step()
@@ -137,7 +137,7 @@ async def test_other_work_is_done_between_the_writes_of_a_step() -> None:
     for _ in range(3):
         written.append(sum(bool(sink.writes) for sink in sinks))
         await asyncio.sleep(0)
-    assert written == [16, 32, 40]
+    assert written == [8, 16, 20]
 
 
 @pytest.mark.parametrize("stop", [[], ["never"]])
