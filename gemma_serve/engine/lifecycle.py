@@ -13,11 +13,11 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import logs
-from ..errors import Conflict, EngineDied, NotImplementedHere, ServeError, StartupError
+from ..errors import EngineDied, ServeError, StartupError
 from ..periodic import every
 from ..settings import Settings
 from . import environment, vllm_import
@@ -37,6 +37,7 @@ from .load_progress import Progress
 from .process_output import EngineOutput, formatted_stderr, killed_core
 from .processes import Footprint, end_children
 from .restarts import Restarts
+from .sleep import ANSWER_SECONDS, Sleep
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -50,7 +51,6 @@ T = TypeVar("T")
 
 _WATCH_SECONDS = 0.5
 _LOADER_SECONDS = 15
-_ANSWER_SECONDS = 600  # for vLLM's processes: asked when they have died, they never answer
 _KILLED_SECONDS = 30
 _SHORTEST_RESTART, _RESTART_BY_LOAD = 600, 5
 """Seconds that a restart may take at least, and by how much more than the load, which may have downloaded."""
@@ -77,7 +77,7 @@ class VLLMEngine:
         self._footprint: Footprint | None = None
         self._output: EngineOutput | None = None
         self._load_seconds = 0.0
-        self._asleep = self._died_asleep = False
+        self._sleep = Sleep(self.status, self._restart, self._background)
         self._restarts = Restarts(settings.supervisor)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loader: threading.Thread | None = None
@@ -85,7 +85,6 @@ class VLLMEngine:
         self._spawning = False
         self._sockets: str | None = None
         self._variables: set[str] = set()
-        self._weights_dropped = False
         self._stopping = False
 
     async def start(self) -> None:
@@ -120,7 +119,7 @@ class VLLMEngine:
             llm.engine_core = self._core
             async with every(_WATCH_SECONDS, self._notice_death):
                 serving = await _within(
-                    _ANSWER_SECONDS, serve(self._settings, llm, self.status), "answer, to warm up,"
+                    ANSWER_SECONDS, serve(self._settings, llm, self.status), "answer, to warm up,"
                 )
             self._footprint = await asyncio.to_thread(Footprint)
             self._loaded = await asyncio.to_thread(serving.describe, self._settings)
@@ -211,11 +210,7 @@ class VLLMEngine:
         if self._serving is None:  # nobody has been promised anything yet: the load has failed
             assert self._core is not None
             self._core.give_up()
-        elif self._asleep:
-            self._died_asleep = (
-                True  # another one would take the memory that was to be free: `wake` starts it
-            )
-        elif not self._stopping:
+        elif not (self._sleep.died() or self._stopping):
             self._background(self._restart())
 
     async def _restart(self) -> None:
@@ -284,53 +279,16 @@ class VLLMEngine:
             self._core.abandon(error)
 
     def require_sleep(self) -> None:
-        if self._llm is None or not self._llm.model_config.enable_sleep_mode:
-            raise NotImplementedHere(
-                "This model cannot sleep: it was loaded without engine.enable_sleep_mode, which needs a GPU. "
-                "Unload it instead."
-            )
-        if self.status.state not in (EngineState.READY, EngineState.UNLOADED):  # the latter by `abandon`
-            raise Conflict(f"The engine is {self.status.state}: try again when it is ready.")
+        self._sleep.require(self._llm)
 
     async def sleep(self, level: int) -> None:
         self.require_sleep()
         assert self._llm is not None
-        self._weights_dropped, self._asleep = level > 1, True
-        with self._told_when_it_dies("went to sleep"):
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                await self._llm.sleep(level)
+        await self._sleep.begin(self._llm, level)
 
     async def wake(self) -> None:
         assert self._llm is not None
-        self._asleep = False
-        if self._died_asleep:
-            self._died_asleep = False
-            await self._restart()
-            return
-        with self._told_when_it_dies("woke up"):
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                if self._weights_dropped:
-                    await self._llm.wake_up(["weights"])
-                    await self._llm.collective_rpc("reload_weights")
-                    await self._llm.wake_up(["kv_cache"])
-                else:
-                    await self._llm.wake_up()
-        if self.status.state is EngineState.UNLOADED:  # by `abandon`
-            self.status.set(EngineState.READY)
-
-    @contextlib.contextmanager
-    def _told_when_it_dies(self, doing: str) -> Iterator[None]:
-        """Raises `EngineDied`, and another engine is started. What else fails is no `ServeError`."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        try:
-            yield
-        except EngineDeadError as error:
-            self._asleep = False
-            if self._died_asleep:
-                self._died_asleep = False
-                self._background(self._restart())
-            raise EngineDied(f"The engine died while it {doing}; another one is started.") from error
+        await self._sleep.end(self._llm)
 
     async def load_adapter(self, name: str, path: str) -> LoadedModel:
         serving = self._ready()
