@@ -45,12 +45,13 @@ async def test_who_slept_after_requests_were_abandoned_takes_requests_again() ->
 async def test_an_engine_that_dies_asleep_is_started_when_it_is_woken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    engine, restarted = VLLMEngine(Settings(model={"name": "gemma-demo"})), []
+    restarted = []
 
-    async def restart() -> None:
+    async def restart(engine: VLLMEngine) -> None:
         restarted.append(engine.status.state)
 
-    monkeypatch.setattr(engine, "_restart", restart)
+    monkeypatch.setattr(VLLMEngine, "_restart", restart)
+    engine = VLLMEngine(Settings(model={"name": "gemma-demo"}))
     engine._llm, engine._serving = Sleeper(), object()  # type: ignore[assignment]
     engine.status.set(EngineState.READY)
     await engine.sleep(1)
@@ -73,10 +74,13 @@ async def test_an_engine_that_is_started_again_does_not_sleep() -> None:
 async def test_an_engine_that_dies_on_its_way_to_sleep_or_back_is_started_again(
     doing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, restarted = VLLMEngine(Settings(model={"name": "gemma-demo"})), asyncio.Event()
+    restarted = asyncio.Event()
 
-    async def restart() -> None:
+    async def restart(engine: VLLMEngine) -> None:
         restarted.set()
+
+    monkeypatch.setattr(VLLMEngine, "_restart", restart)
+    engine = VLLMEngine(Settings(model={"name": "gemma-demo"}))
 
     class Mortal(Sleeper):
         async def sleep(self, level: int) -> None:
@@ -90,7 +94,6 @@ async def test_an_engine_that_dies_on_its_way_to_sleep_or_back_is_started_again(
             engine._on_death()
             raise EngineDeadError(suppress_context=True)
 
-    monkeypatch.setattr(engine, "_restart", restart)
     engine._llm, engine._serving = Mortal(), object()  # type: ignore[assignment]
     engine.status.set(EngineState.READY)
     if doing == "wake":
