@@ -1,10 +1,12 @@
 """This server against vLLM's own, in turn (A B A B), on the same model, engine arguments and load.
 
     python benchmarks/compare_vllm.py                          everything: an hour
-    python benchmarks/compare_vllm.py --engines null --clients 64 256 --rounds 3
+    python benchmarks/compare_vllm.py --engines null --clients 64 256 --rounds 5 --together
 
 Ours runs with keys, limits, metrics and the access log on, vLLM's bare. CPU is that of the API process, from
-/proc, per token asked for; ratios are ours by theirs, of the medians, with the range of the rounds. Engines:
+/proc, per token asked for; ratios are ours by theirs, the median of the rounds and their range. A machine
+that others use too changes its speed within minutes: with --together both servers stay up, and each load is
+put on one and then on the other. Engines:
 `demo` is the embedded model, `null` makes random tokens at once (benchmarks/null_executor.py), so that the
 front end is all there is; `raw` is `AsyncLLM.generate` in one process without a server: the ceiling.
 `gpu` is the folder of --model, without weights (benchmarks/synthetic_model.py), on a GPU.
@@ -149,6 +151,35 @@ def measured(
     )
 
 
+@contextlib.contextmanager
+def warm(server: str, engine: str, round: int, options: argparse.Namespace, logs: Path) -> Iterator[Server]:
+    log = logs / f"{engine}-{server}-{round}.log"
+    with serving(server, engine, options.stream_interval, log) as started:
+        load(started, 4, 8, 16)
+        yield started
+
+
+def in_turn(engine: str, options: argparse.Namespace, logs: Path) -> Iterator[Row]:
+    """One server at a time: what a machine is like that has nothing else to do."""
+    for round in range(options.rounds):
+        for name in SERVERS:
+            with warm(name, engine, round, options, logs) as server:
+                for mode in options.modes:
+                    for clients in options.clients:
+                        yield measured(server, engine, name, clients, round, options, mode == "whole")
+
+
+def together(engine: str, options: argparse.Namespace, logs: Path) -> Iterator[Row]:
+    """Both stay up, and each load is put on one and then on the other, within seconds."""
+    with contextlib.ExitStack() as stack:
+        servers = {name: stack.enter_context(warm(name, engine, 0, options, logs)) for name in SERVERS}
+        for round in range(options.rounds):
+            for mode in options.modes:
+                for clients in options.clients:
+                    for name in SERVERS if round % 2 == 0 else reversed(SERVERS):
+                        yield measured(servers[name], engine, name, clients, round, options, mode == "whole")
+
+
 async def raw(clients: int, requests: int, tokens: int, engine: str) -> float:
     """Tokens/s of `AsyncLLM.generate`, whose deltas are read and dropped."""
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -202,7 +233,7 @@ def save(rows: list[Row], path: Path | None) -> None:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: medians over the rounds, and ours by theirs."""
+    """Markdown: medians of the rounds."""
     lines = [
         "| Engine | Mode | Clients | CPU µs/token ours | vllm | ratio (range) "
         "| tokens/s ours | vllm | ratio (range) "
@@ -247,13 +278,12 @@ def middle(rows: list[Row], field: str) -> float:
 
 
 def ratio(ours: list[Row], theirs: list[Row], field: str) -> str:
-    """Of the medians; the range is of the rounds, each by its neighbour."""
-    whole = middle(ours, field) / max(1e-9, middle(theirs, field))
+    """Each round's by its neighbour's: their median and their range."""
     each = [
         getattr(one, field) / max(1e-9, getattr(other, field))
         for one, other in zip(ours, theirs, strict=False)
     ]
-    return f"**{whole:.2f}** ({min(each):.2f} to {max(each):.2f})"
+    return f"**{statistics.median(each):.2f}** ({min(each):.2f} to {max(each):.2f})"
 
 
 def main() -> None:
@@ -270,7 +300,12 @@ def main() -> None:
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 16, 64, 256, 1024])
     parser.add_argument("--requests", type=int, default=128, help="at least, and two a client")
     parser.add_argument("--tokens", type=int, default=128, help="of each answer")
-    parser.add_argument("--rounds", type=int, default=2, help="how often each server is started")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each server is measured")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="keep both servers up, and change between them within seconds",
+    )
     parser.add_argument("--stream-interval", type=int, default=1, help="vLLM's, for both")
     parser.add_argument("--ceiling", action="store_true", help="measure AsyncLLM alone, too")
     parser.add_argument("--model", type=Path, help="folder of the engine gpu")
@@ -290,20 +325,17 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         for engine in options.engines:
-            for round in range(options.rounds):
-                for server in SERVERS:
-                    log = Path(name) / f"{engine}-{server}-{round}.log"
-                    with serving(server, engine, options.stream_interval, log) as started:
-                        load(started, 4, 8, 16)  # warm
-                        for mode in options.modes:
-                            for clients in options.clients:
-                                whole = mode == "whole"
-                                row = measured(started, engine, server, clients, round, options, whole)
-                                rows.append(row)
-                                report(row)
-                                save(rows, options.json)
-                if options.ceiling:
-                    rows += [raw_row(engine, clients, round, options) for clients in options.clients]
+            compare = together if options.together else in_turn
+            for row in compare(engine, options, Path(name)):
+                rows.append(row)
+                report(row)
+                save(rows, options.json)
+            if options.ceiling:
+                rows += [
+                    raw_row(engine, clients, round, options)
+                    for round in range(options.rounds)
+                    for clients in options.clients
+                ]
     save(rows, options.json)
     if options.plot:
         draw_comparison([asdict(row) for row in rows], options.plot)
