@@ -67,6 +67,8 @@ class Row:
     inter_token_p50_ms: float
     inter_token_p99_ms: float
     errors: int
+    start_seconds: float
+    """To the server's first answer."""
 
 
 @contextlib.contextmanager
@@ -148,6 +150,7 @@ def measured(
         ms("inter_token", "p50"),
         ms("inter_token", "p99"),
         result["errors"],
+        round_to(server.start_seconds),
     )
 
 
@@ -219,7 +222,7 @@ def raw_row(engine: str, clients: int, round: int, options: argparse.Namespace) 
     environ = os.environ | ENVIRON
     result = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=1800)
     rate = float(result.stdout.strip().splitlines()[-1])
-    return Row(engine, "raw", "streamed", clients, round, round_to(rate), 0, 0, 0, 0, 0, 0, 0, 0)
+    return Row(engine, "raw", "streamed", clients, round, round_to(rate), 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def report(row: Row) -> None:
@@ -270,7 +273,17 @@ def table(rows: list[Row]) -> str:
                 f"| {engine} | raw AsyncLLM | {clients} | | | | | {ceiling:.4g} "
                 f"| ours by raw {share:.2f} | | | | | |"
             )
+    for engine in dict.fromkeys(row.engine for row in rows):
+        lines += start_line(rows, engine)
     return "\n".join(lines)
+
+
+def start_line(rows: list[Row], engine: str) -> list[str]:
+    sides = [[row for row in rows if (row.engine, row.server) == (engine, name)] for name in SERVERS]
+    if not all(sides):
+        return []
+    ours, theirs = (f"{middle(side, 'start_seconds'):.1f} s" for side in sides)
+    return ["", f"From the start to the first answer, {engine}: ours {ours}, vllm {theirs}."]
 
 
 def middle(rows: list[Row], field: str) -> float:
