@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from gemma_serve.app import create_app
 from gemma_serve.protocols.answer_transport import AnswerTransport
-from gemma_serve.protocols.starts import Starts
 from gemma_serve.settings import Settings
+from gemma_serve.turns import Turns
 
 from .conftest import serving
 from .fake_engine import FakeEngine
@@ -39,25 +39,25 @@ def answer_on(wire: Wire) -> AnswerTransport:
 
 
 async def test_requests_that_come_together_begin_some_at_a_time_and_in_order() -> None:
-    starts, begun = Starts(), list[int]()
+    starts, begun = Turns(), list[int]()
     for number in range(20):
-        starts.begin(lambda number=number: begun.append(number))  # type: ignore[misc]
+        starts.take(lambda number=number: begun.append(number))  # type: ignore[misc]
     assert begun == list(range(8))
     await asyncio.sleep(0)
     assert begun == list(range(16))
-    starts.begin(lambda: begun.append(20))  # behind those who wait
+    starts.take(lambda: begun.append(20))  # behind those who wait
     await asyncio.sleep(0)
     assert begun == list(range(21))
     await asyncio.sleep(0)
-    starts.begin(lambda: begun.append(21))
+    starts.take(lambda: begun.append(21))
     assert begun[-1] == 21
 
 
 async def test_who_waits_to_begin_does_not_inherit_from_who_has_begun() -> None:
-    starts, seen = Starts(), list[str]()
+    starts, seen = Turns(), list[str]()
     _whose.set("the first's")
     for _ in range(12):
-        starts.begin(lambda: seen.append(_whose.get()))
+        starts.take(lambda: seen.append(_whose.get()))
     await asyncio.sleep(0)
     assert seen[8:] == ["nobody's"] * 4
 

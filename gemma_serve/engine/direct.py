@@ -16,11 +16,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput, RequestState
 from vllm.v1.metrics.stats import IterationStats
 
+from ..turns import Turns
 from .base import Delta, Sink, Usage
 
 T = TypeVar("T")
@@ -65,11 +66,50 @@ class _DirectState(RequestState):  # type: ignore[misc]
 
 
 class _TextState(_DirectState):
-    """One whose every token is text that can go out at once: no stop string to wait for, no interval."""
+    """One whose every token is text that can go out: there is no stop string to wait for."""
+
+    held: list[str]
+    """Texts of the interval that has not ended."""
+
+    def take(self, text: str, tokens: int) -> None:
+        if self.stream_interval == 1:
+            self.queue.add(text, tokens)
+            return
+        self.held.append(text)
+        made = len(self.detokenizer.token_ids)
+        if made - self.sent_tokens_offset >= self.stream_interval:
+            self.queue.add("".join(self.held), made - self.sent_tokens_offset)
+            self.held.clear()
+            self.sent_tokens_offset = made
+
+    def make_request_output(self, *args: Any, **kwargs: Any) -> Piece | None:
+        piece = super().make_request_output(*args, **kwargs)
+        if piece is not None and self.held:
+            piece = piece._replace(text="".join((*self.held, piece.text)))
+            self.held.clear()
+        return piece
+
+
+class _WholeState(RequestState):  # type: ignore[misc]
+    """One that is answered whole, with text alone: until it ends there is nothing to make."""
+
+    def take(self, text: str, tokens: int) -> None:
+        self.detokenizer.output_text += text
 
 
 class DirectProcessor(OutputProcessor):  # type: ignore[misc]
     """Takes the short way with a token of which there is nothing to know but its text."""
+
+    def add_request(self, request: EngineCoreRequest, *args: Any, **kwargs: Any) -> None:
+        super().add_request(request, *args, **kwargs)
+        state = self.request_states[request.request_id]
+        if (
+            type(state) is RequestState
+            and state.output_kind is RequestOutputKind.FINAL_ONLY
+            and _is_text(state)
+            and not getattr(request, "resumable", False)
+        ):
+            state.__class__ = _WholeState
 
     def process_outputs(
         self,
@@ -84,28 +124,43 @@ class DirectProcessor(OutputProcessor):  # type: ignore[misc]
         for output in engine_core_outputs:
             state = states.get(output.request_id)
             if (
-                type(state) is not _TextState
+                type(state) not in _SHORT
                 or output.finish_reason is not None
                 or output.events is not None  # it was preempted, or goes on in another core
+                or state.is_prefilling
                 or _has_more(output)
             ):
                 others.append(output)
                 continue
             tokens, detokenizer = output.new_token_ids, state.detokenizer
             detokenizer.token_ids += tokens
-            # vLLM would keep the whole text, for its stop strings, and copy it for each token.
+            # vLLM would look for stop strings, and make objects of each token.
             text = "".join(map(detokenizer.decode_next, tokens))
             if (stats := state.stats) is not None:
                 stats.num_generation_tokens += len(tokens)
                 gaps.append(engine_core_timestamp - stats.last_token_ts)
                 stats.last_token_ts = engine_core_timestamp
             count += len(tokens)
-            state.queue.add(text, len(tokens))
+            state.take(text, len(tokens))
         if iteration_stats is not None:
             iteration_stats.num_generation_tokens += count
         if not others:
             return OutputProcessorOutput(request_outputs=[], reqs_to_abort=[])
         return super().process_outputs(others, engine_core_timestamp, iteration_stats, *args, **kwargs)
+
+
+_SHORT = {_TextState, _WholeState}
+
+
+def _is_text(state: RequestState) -> bool:
+    """Are its tokens nothing but text?"""
+    detokenizer, logprobs = state.detokenizer, state.logprobs_processor
+    return (
+        type(detokenizer) is FastIncrementalDetokenizer
+        and not detokenizer.stop
+        and logprobs.num_logprobs is None
+        and logprobs.num_prompt_logprobs is None
+    )
 
 
 def _has_more(output: EngineCoreOutput) -> bool:
@@ -155,7 +210,7 @@ class DirectOutput:
             details = None if stop is None else {"stop_reason": stop}
             self._give(self._sink.put, Delta(0, text, reason, None, details))
         self.finish_reason = reason
-        self._wake.set()
+        self._flushes.ends.take(self._wake.set)
 
     def flush(self) -> None:
         self._dirty = False
@@ -206,6 +261,8 @@ class Flushes:
     def __init__(self) -> None:
         self.longest = 0.0
         """Seconds for which a token is kept at most; 0 keeps none."""
+        self.ends = Turns()
+        """When streams end that end together."""
         self._keep = 0.0
         self._dirty: list[DirectOutput] = []
         self._due: deque[DirectOutput] = deque()
@@ -274,8 +331,9 @@ def tap(
     ):
         return None
     output = DirectOutput(sink, usage, flushes)
-    detokenizer = state.detokenizer
-    fast = type(detokenizer) is FastIncrementalDetokenizer and not detokenizer.stop
-    state.__class__ = _TextState if fast and state.stream_interval == 1 else _DirectState
+    if _is_text(state):
+        state.__class__, state.held = _TextState, []
+    else:
+        state.__class__ = _DirectState
     state.queue = output
     return output

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..settings import ServerSettings
+from ..turns import Turns
 from .http import HttpProtocol
-from .starts import Starts
 from .websocket import WebSocketProtocol
 
 
@@ -19,7 +19,7 @@ def protocols(limits: ServerSettings) -> dict[str, Any]:
     """Arguments of `uvicorn.Config`."""
     members = {"limits": limits}
     return {
-        "http": type("Http", (HttpProtocol,), members | {"starts": Starts()}),
+        "http": type("Http", (HttpProtocol,), members | {"starts": Turns()}),
         "ws": type("WebSocket", (WebSocketProtocol,), members),
         "ws_max_size": limits.max_body_bytes,
         "ws_per_message_deflate": False,  # would gain little on tokens, and keep a window for each client

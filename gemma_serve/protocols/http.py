@@ -12,9 +12,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ..api.streaming import WRITE
 from ..errors import HeadTooLarge, InvalidRequest, RequestTimeout, ServeError, Unavailable
+from ..turns import Turns
 from .answer_transport import AnswerTransport
 from .patience import PatientOnce
-from .starts import Starts
 
 _MOST_HEADERS = 128
 _PROBES = b"/health"
@@ -22,7 +22,7 @@ _SPARE_CONNECTIONS = 64  # beyond the setting: probes are answered there, and ot
 
 
 class HttpProtocol(PatientOnce, HttpToolsProtocol):
-    starts: Starts
+    starts: Turns
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -74,7 +74,7 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         if self.url.startswith(_PROBES):
             start()
         else:
-            self.starts.begin(start)
+            self.starts.take(start)
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0
