@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
-from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector, RequestState
 from vllm.v1.metrics.stats import IterationStats
 
 from gemma_serve import demo_model
@@ -175,6 +175,71 @@ async def test_the_short_way_gives_and_counts_what_vllm_does(stop: list[str], to
     for name in ("num_generation_tokens", "inter_token_latencies_iter", "max_num_generation_tokens_iter"):
         assert getattr(ours[2], name) == getattr(theirs[2], name)
     assert [one.num_generation_tokens for one in ours[2].finished_requests] == [len(tokens)]
+
+
+async def test_a_whole_answer_that_takes_the_short_way_is_vllms() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(demo_model.PATH)
+    tokens = tokenizer.encode("Two cats 🐈🐈 sat in the garden, naïve.", add_special_tokens=False)
+    params = SamplingParams(max_tokens=999, output_kind=RequestOutputKind.FINAL_ONLY)
+
+    def played(processor_class: type[OutputProcessor]) -> tuple[Any, IterationStats]:
+        processor = processor_class(tokenizer, log_stats=True)
+        queue = RequestOutputCollector(params.output_kind, "one")
+        processor.add_request(request_of("one", "one", params), None, None, 0, queue)
+        stats = IterationStats()
+        for number, token in enumerate(tokens):
+            finish = FinishReason.LENGTH if number == len(tokens) - 1 else None
+            output = EngineCoreOutput("one", [token], finish_reason=finish)
+            processor.process_outputs([output], 100.0 + number, stats)
+            assert queue.output is None or finish
+        result = queue.get_nowait()
+        assert isinstance(result, RequestOutput) and result.finished and not processor.request_states
+        return result.outputs[0], stats
+
+    (ours, our_stats), (theirs, their_stats) = played(DirectProcessor), played(OutputProcessor)
+    assert ours.text == theirs.text and ours.token_ids == theirs.token_ids == tokens
+    assert ours.finish_reason == theirs.finish_reason == "length"
+    assert our_stats.num_generation_tokens == their_stats.num_generation_tokens == len(tokens)
+    assert our_stats.inter_token_latencies_iter == their_stats.inter_token_latencies_iter
+    assert our_stats.finished_requests[0].num_generation_tokens == len(tokens)
+
+
+@pytest.mark.parametrize(
+    ("params", "short"),
+    [({}, True), ({"stop": ["never"]}, False), ({"logprobs": 1}, False), ({"detokenize": False}, False)],
+)
+def test_who_takes_the_short_way(params: dict[str, Any], short: bool) -> None:
+    processor = DirectProcessor(AutoTokenizer.from_pretrained(demo_model.PATH), log_stats=False)
+    given = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **params)
+    processor.add_request(request_of("one", "one", given), None, None, 0, None)
+    assert (type(processor.request_states["one"]) is not RequestState) is short
+
+
+async def test_chunks_of_an_interval_are_vllms() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(demo_model.PATH)
+    tokens = tokenizer.encode("Two cats 🐈🐈 sat in the garden, naïve as ever.", add_special_tokens=False)
+
+    def played(processor_class: type[OutputProcessor]) -> list[str]:
+        processor = processor_class(tokenizer, log_stats=False, stream_interval=4)
+        params = SamplingParams(max_tokens=999, output_kind=RequestOutputKind.DELTA)
+        queue = RequestOutputCollector(params.output_kind, "one")
+        processor.add_request(request_of("one", "one", params), None, None, 0, queue)
+        texts, sink, usage, direct = [], Sink(), Usage(), None
+        for number, token in enumerate(tokens):
+            finish = FinishReason.LENGTH if number == len(tokens) - 1 else None
+            processor.process_outputs([EngineCoreOutput("one", [token], finish_reason=finish)])
+            if direct is not None:
+                direct.flush()
+            elif (result := queue.get_nowait()) is not None:
+                texts.append(result.outputs[0].text)
+                usage.completion_tokens += len(result.outputs[0].token_ids)
+                if processor_class is DirectProcessor:
+                    direct = tap(processor, Flushes(), result, sink, usage)
+        assert (direct is not None) == (processor_class is DirectProcessor)
+        assert direct is None or usage.completion_tokens == len(tokens)
+        return texts + sink.writes + sink.kept
+
+    assert played(DirectProcessor) == played(OutputProcessor)
 
 
 class Engine:

@@ -102,7 +102,7 @@ class DirectProcessor(OutputProcessor):  # type: ignore[misc]
 
     def add_request(self, request: EngineCoreRequest, *args: Any, **kwargs: Any) -> None:
         super().add_request(request, *args, **kwargs)
-        state = self.request_states[request.request_id]
+        state = self.request_states.get(request.request_id)
         if (
             type(state) is RequestState
             and state.output_kind is RequestOutputKind.FINAL_ONLY
