@@ -68,7 +68,7 @@ class Row:
     inter_token_p99_ms: float
     errors: int
     start_seconds: float
-    """To the server's first answer."""
+    """To the server's first answer; 0 where the other one ran beside it."""
 
 
 @contextlib.contextmanager
@@ -150,7 +150,7 @@ def measured(
         ms("inter_token", "p50"),
         ms("inter_token", "p99"),
         result["errors"],
-        round_to(server.start_seconds),
+        0.0 if options.together else round_to(server.start_seconds),
     )
 
 
@@ -279,7 +279,13 @@ def table(rows: list[Row]) -> str:
 
 
 def start_line(rows: list[Row], engine: str) -> list[str]:
-    sides = [[row for row in rows if (row.engine, row.server) == (engine, name)] for name in SERVERS]
+    """Where each started alone. Only the first round's start had to read everything from the disk."""
+    last = max(row.round for row in rows)
+    sides = [
+        [row for row in rows if (row.engine, row.server) == (engine, name) and row.start_seconds]
+        for name in SERVERS
+    ]
+    sides = [[row for row in side if row.round or not last] for side in sides]
     if not all(sides):
         return []
     ours, theirs = (f"{middle(side, 'start_seconds'):.1f} s" for side in sides)
@@ -328,6 +334,8 @@ def main() -> None:
     if "gpu" in options.engines:
         if not options.model:
             parser.error("--engines gpu needs --model: a folder of benchmarks/synthetic_model.py")
+        if options.together:
+            parser.error("--together would have two servers on one GPU: leave it out with --engines gpu")
         if options.ceiling:
             parser.error("--ceiling loads the embedded model: leave it out with --engines gpu")
     if "demo" in options.engines and not gpus() and not shutil.which("g++"):

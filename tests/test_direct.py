@@ -11,7 +11,13 @@ import pytest
 from transformers import AutoTokenizer
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine import (
+    EngineCoreEvent,
+    EngineCoreEventType,
+    EngineCoreOutput,
+    EngineCoreRequest,
+    FinishReason,
+)
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector, RequestState
 from vllm.v1.metrics.stats import IterationStats
 
@@ -215,7 +221,10 @@ def test_who_takes_the_short_way(params: dict[str, Any], short: bool) -> None:
     assert (type(processor.request_states["one"]) is not RequestState) is short
 
 
-async def test_chunks_of_an_interval_are_vllms() -> None:
+@pytest.mark.parametrize("late", [0, 1, 2, 6])
+@pytest.mark.parametrize("events_at", [None, 5, 7, 8])
+async def test_chunks_of_an_interval_are_vllms(late: int, events_at: int | None) -> None:
+    """Also where the short way begins or is left in the middle of one."""
     tokenizer = AutoTokenizer.from_pretrained(demo_model.PATH)
     tokens = tokenizer.encode("Two cats 🐈🐈 sat in the garden, naïve as ever.", add_special_tokens=False)
 
@@ -224,17 +233,25 @@ async def test_chunks_of_an_interval_are_vllms() -> None:
         params = SamplingParams(max_tokens=999, output_kind=RequestOutputKind.DELTA)
         queue = RequestOutputCollector(params.output_kind, "one")
         processor.add_request(request_of("one", "one", params), None, None, 0, queue)
-        texts, sink, usage, direct = [], Sink(), Usage(), None
+        texts, sink, usage = list[str](), Sink(), Usage()
+        direct: DirectOutput | None = None
         for number, token in enumerate(tokens):
             finish = FinishReason.LENGTH if number == len(tokens) - 1 else None
-            processor.process_outputs([EngineCoreOutput("one", [token], finish_reason=finish)])
+            events = (
+                [EngineCoreEvent.new_event(EngineCoreEventType.PREEMPTED)] if number == events_at else None
+            )
+            output = EngineCoreOutput("one", [token], finish_reason=finish, events=events)
+            processor.process_outputs([output])
             if direct is not None:
                 direct.flush()
-            elif (result := queue.get_nowait()) is not None:
+                continue
+            if (result := queue.get_nowait()) is not None:
+                assert isinstance(result, RequestOutput)
                 texts.append(result.outputs[0].text)
                 usage.completion_tokens += len(result.outputs[0].token_ids)
-                if processor_class is DirectProcessor:
-                    direct = tap(processor, Flushes(), result, sink, usage)
+                last = result
+            if processor_class is DirectProcessor and number >= late:
+                direct = tap(processor, Flushes(), last, sink, usage)
         assert (direct is not None) == (processor_class is DirectProcessor)
         assert direct is None or usage.completion_tokens == len(tokens)
         return texts + sink.writes + sink.kept

@@ -68,26 +68,16 @@ class _DirectState(RequestState):  # type: ignore[misc]
 class _TextState(_DirectState):
     """One whose every token is text that can go out: there is no stop string to wait for."""
 
-    held: list[str]
-    """Texts of the interval that has not ended."""
-
     def take(self, text: str, tokens: int) -> None:
         if self.stream_interval == 1:
             self.queue.add(text, tokens)
             return
-        self.held.append(text)
-        made = len(self.detokenizer.token_ids)
+        detokenizer = self.detokenizer
+        detokenizer.output_text += text  # behind what vLLM's own way has left there
+        made = len(detokenizer.token_ids)
         if made - self.sent_tokens_offset >= self.stream_interval:
-            self.queue.add("".join(self.held), made - self.sent_tokens_offset)
-            self.held.clear()
+            self.queue.add(detokenizer.get_next_output_text(False, True), made - self.sent_tokens_offset)
             self.sent_tokens_offset = made
-
-    def make_request_output(self, *args: Any, **kwargs: Any) -> Piece | None:
-        piece = super().make_request_output(*args, **kwargs)
-        if piece is not None and self.held:
-            piece = piece._replace(text="".join((*self.held, piece.text)))
-            self.held.clear()
-        return piece
 
 
 class _WholeState(RequestState):  # type: ignore[misc]
@@ -215,7 +205,7 @@ class DirectOutput:
     def flush(self) -> None:
         self._dirty = False
         self._hand_over()
-        if self.finish_reason is not None or not self._give(self._sink.flush):
+        if self.finish_reason is None and not self._give(self._sink.flush):
             self._wake.set()
 
     def _hand_over(self) -> None:
@@ -331,9 +321,6 @@ def tap(
     ):
         return None
     output = DirectOutput(sink, usage, flushes)
-    if _is_text(state):
-        state.__class__, state.held = _TextState, []
-    else:
-        state.__class__ = _DirectState
+    state.__class__ = _TextState if _is_text(state) else _DirectState
     state.queue = output
     return output
