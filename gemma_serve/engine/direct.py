@@ -26,7 +26,7 @@ from .base import Delta, Sink, Usage
 
 T = TypeVar("T")
 
-_AT_ONCE = 8  # streams written before others have their turn; vLLM's loop takes as many outputs
+_AT_ONCE = 8  # streams written before others have their turn
 _WINDOW_SECONDS = 0.1
 _SPARE, _FULL = 0.4, 0.8
 """Shares of the time: up to the first nothing is kept, from the second on for as long as is set."""

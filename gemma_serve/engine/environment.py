@@ -16,7 +16,7 @@ def prepare(settings: Settings) -> set[str]:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # no phoning home unless the operator wants it
     # How many streams' tokens are processed before the event loop may do something else, such as answer a
     # probe. vLLM's 128 keep it waiting for tens of milliseconds where hundreds of streams run.
-    os.environ.setdefault("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "8")
+    os.environ.setdefault("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "16")
     if not _has_nvcc():
         # vLLM's sampler takes FlashInfer's kernels where the GPU could run them, and FlashInfer compiles them
         # while the engine starts, which dies without a CUDA toolkit: as in our image.
