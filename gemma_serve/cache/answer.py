@@ -172,6 +172,7 @@ class AnswerHead:
 
 
 def put_pieces(sink: Sink, pieces: Iterable[Piece]) -> None:
+    """Give `sink` what it has to write, without writing it."""
     for piece in pieces:
         if not isinstance(piece, Run):
             sink.put(piece)
