@@ -1,20 +1,23 @@
-"""Which executor vLLM gets on a CPU, and that it sleeps while its worker computes."""
+"""On a CPU the engine is one process, leaves the server a CPU of its own, and tells what would be faster."""
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
-import zmq
-from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+from vllm import envs
 from vllm.platforms import current_platform
 from vllm.v1.executor.abstract import Executor
-from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 from gemma_serve.engine.arguments import engine_arguments
-from gemma_serve.engine.cpu_executor import CPUExecutor
+from gemma_serve.engine.cpu_executor import CPUExecutor, threads_placed
+from gemma_serve.errors import StartupError
 from gemma_serve.settings import Settings
+
+from .conftest import ServerProcess
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="vLLM runs on another device here")
 
@@ -27,36 +30,48 @@ def backend(**engine: Any) -> Any:
 def test_it_is_ours_unless_another_is_asked_for_or_needed() -> None:
     config = SimpleNamespace(parallel_config=SimpleNamespace(distributed_executor_backend=backend()))
     assert Executor.get_class(config) is CPUExecutor
-    assert backend(tensor_parallel_size=2) == backend()
+    assert backend(tensor_parallel_size=1) == backend()
     assert backend(distributed_executor_backend="mp") == "mp"
-    assert backend(pipeline_parallel_size=2) is None
+    assert backend(tensor_parallel_size=2) is None
+    assert backend(data_parallel_size=2) is None
     assert backend(data_parallel_backend="ray") is None
+    assert backend(kv_offloading_size=1) is None
 
 
-def test_it_looks_again_and_again_only_while_steps_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    condition = SpinCondition(False, zmq.Context.instance(), "inproc://test-cpu-executor")
-    near, elsewhere = SimpleNamespace(_spin_condition=condition), SimpleNamespace(_spin_condition=None)
+def test_the_engine_is_one_process_beside_a_free_cpu(live: ServerProcess) -> None:
+    api = psutil.Process(live.process.pid)
+    (engine,) = [child for child in api.children(recursive=True) if "EngineCore" in child.name()]
+    assert not engine.children()
+    if (os.cpu_count() or 1) > 1:
+        anywhere = os.sched_getaffinity(api.pid)
+        assert anywhere - os.sched_getaffinity(engine.pid)
+        threads = [os.sched_getaffinity(thread.id) for thread in engine.threads()]
+        assert anywhere in threads, "not even the threads of its sockets leave the computing its CPU"
 
-    def start(self: Any) -> None:
-        self.response_mqs = [near, elsewhere]
 
-    monkeypatch.setattr(MultiprocExecutor, "_init_executor", start)
-    executor = object.__new__(CPUExecutor)
-    executor._init_executor()
-    executor.response_mqs = []
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    spins = []
-    for seconds in (5, 0.01, 0.01, 0.4, 0.4, 0.01):
-        now += seconds
-        condition.record_read()
-        spins.append(condition.busy_loop_s > 0)
-    waits: list[int | None] = []
-    monkeypatch.setattr(SpinCondition, "wait", lambda self, timeout_ms=None: waits.append(timeout_ms))
-    condition.wait()
-    condition.wait(5000)
-    condition.wait(0)
-    condition.local_notify_socket.close()
-    assert waits == [2, 2, 0]  # a notice may be lost
-    assert spins == [False, True, True, False, False, True]
-    assert condition.last_read == now
+def test_a_wrong_place_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not by the environment: vLLM remembers it for good once an engine ran in this process.
+    monkeypatch.setitem(vars(envs), "VLLM_CPU_OMP_THREADS_BIND", "first")
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(
+            local_world_size=1, data_parallel_rank_local=None, _api_process_count=1
+        ),
+        kv_transfer_config=None,
+    )
+    with pytest.raises(StartupError, match="VLLM_CPU_OMP_THREADS_BIND=first: invalid literal"):
+        threads_placed(config)
+
+
+@pytest.mark.parametrize(
+    ("fast", "precision", "told"), [(False, "auto", True), (True, "auto", False), (False, "float32", False)]
+)
+def test_a_cpu_without_bfloat16_is_told(
+    fast: bool,
+    precision: str,
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("gemma_serve.engine.arguments._fast_bfloat16", lambda: fast)
+    engine_arguments(Settings(model={"name": "gemma-demo"}, performance={"precision": precision}))
+    assert ("GEMMA_PERFORMANCE_PRECISION=float32" in caplog.text) is told

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from gemma_serve.engine.node import Node
 from gemma_serve.errors import StartupError
 from gemma_serve.settings import Settings
 
+from .chaos.conftest import engine_process
 from .conftest import ServerProcess, start_server
 
 pytestmark = [
@@ -35,6 +37,10 @@ def running(*options: str, environ: dict[str, str] | None = None) -> Iterator[Se
     assert code == 0, server.text[-5000:]
 
 
+def metrics(url: str) -> dict[str, Any]:
+    return dict(httpx.get(f"{url}/health/metrics", timeout=30).json())
+
+
 def answer(url: str, tokens: int) -> str:
     body = CHAT | {"max_tokens": tokens}
     reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=170)
@@ -44,13 +50,20 @@ def answer(url: str, tokens: int) -> str:
 
 
 def test_tensor_parallel() -> None:
-    """Two workers, a core each, where the machine has two."""
+    """Two workers, a core each, where the machine has two. When one is killed, its answers go on."""
     cores = sorted(os.sched_getaffinity(0))
     bind = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"}
     with running("--set=engine.tensor_parallel_size=2", environ=bind) as server:
         server.wait_ready()
-        assert answer(server.url, 16)
-        assert "Worker_TP0" in server.text and "Worker_TP1" in server.text
+        undisturbed = answer(server.url, 256)
+        with ThreadPoolExecutor(1) as pool:
+            disturbed = pool.submit(answer, server.url, 256)
+            while metrics(server.url)["running"] == 0:
+                assert not disturbed.done()
+            engine_process(server, "Worker_TP1").kill()
+            assert disturbed.result() == undisturbed
+        assert server.text.count("gemma-demo: restarting") == 1
+        assert "Worker_TP0" in server.text
 
 
 def test_data_parallel() -> None:

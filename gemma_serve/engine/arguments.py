@@ -24,6 +24,15 @@ from .families import family_of, precision
 logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
+_SIZES = (
+    "nnodes",
+    "data_parallel_size",
+    "pipeline_parallel_size",
+    "prefill_context_parallel_size",
+    "tensor_parallel_size",
+)
+_TRANSFERS = {"kv_transfer_config", "kv_offloading_size", "ec_transfer_config", "data_parallel_backend"}
+CPU_EXECUTOR = "gemma_serve.engine.cpu_executor.CPUExecutor"
 
 
 def engine_arguments(settings: Settings) -> dict[str, Any]:
@@ -62,19 +71,33 @@ def model_path(settings: Settings) -> str:
     return str(demo_model.PATH) if name == DEMO_MODEL else name
 
 
-def _model_type(settings: Settings) -> str:
+def _model_config(settings: Settings) -> Any:
     engine = settings.engine
     trust = bool(engine.get("trust_remote_code"))
-    return str(get_config(model_path(settings), trust, engine.get("revision")).model_type)
+    return get_config(model_path(settings), trust, engine.get("revision"))
+
+
+def _model_type(settings: Settings) -> str:
+    return str(_model_config(settings).model_type)
 
 
 def _dtype(settings: Settings) -> str:
-    wanted = settings.performance.precision
-    family = family_of(_model_type(settings))
+    wanted, config = settings.performance.precision, _model_config(settings)
+    family = family_of(str(config.model_type))
     dtype = precision(wanted, family, has_bfloat16=torch.bfloat16 in current_platform.supported_dtypes)
     if dtype != wanted:
         logger.warning("%s overflows %s; using %s in its place", family.name, wanted, dtype)
+    published = config.get_text_config().dtype
+    if dtype == "auto" and published == torch.bfloat16 and current_platform.is_cpu() and not _fast_bfloat16():
+        logger.warning(
+            "This CPU has no instructions for bfloat16, which the model is in: with "
+            "GEMMA_PERFORMANCE_PRECISION=float32 it may be twice as fast, and takes twice the memory"
+        )
     return dtype
+
+
+def _fast_bfloat16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _check_parsers(settings: Settings) -> None:
@@ -109,10 +132,10 @@ def _cpu_defaults(engine: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {"enable_chunked_prefill": False}
     if not {"kv_cache_memory_bytes", "gpu_memory_utilization"} & engine.keys():
         values["kv_cache_memory_bytes"] = min(4 * _GIB, psutil.virtual_memory().total // 4)
-    alone = engine.get("nnodes", 1) == 1 and engine.get("pipeline_parallel_size", 1) == 1
+    alone = all(engine.get(name, 1) == 1 for name in _SIZES)
     # With the others, vLLM asks for its own by name.
-    if alone and not {"kv_transfer_config", "ec_transfer_config", "data_parallel_backend"} & engine.keys():
-        values["distributed_executor_backend"] = "gemma_serve.engine.cpu_executor.CPUExecutor"
+    if alone and not _TRANSFERS & engine.keys():
+        values["distributed_executor_backend"] = CPU_EXECUTOR
     # Leave a core to this process, or every token waits for the scheduler of the operating system.
     if (os.cpu_count() or 1) > 1:
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "1")

@@ -1,44 +1,51 @@
-"""vLLM's executor for a CPU, without the core that it spends on waiting."""
+"""vLLM's engine on a CPU, in one process less."""
 
 from __future__ import annotations
 
-import time
-from typing import Final
+import os
+import threading
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 
-from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
-from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+from vllm import envs
+from vllm.config import VllmConfig
+from vllm.utils.ompmultiprocessing import OMPProcessManager
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-_SHORT_STEP: Final = 0.02
-"""Seconds. To a step for one stream, waking up would add a tenth; to one for many, next to nothing."""
+from ..errors import StartupError
 
 
-class CPUExecutor(MultiprocExecutor):  # type: ignore[misc]
-    """Sleeps while its workers take long.
+class CPUExecutor(UniProcExecutor):  # type: ignore[misc]
+    """Computes in the engine core's own process, as on a GPU.
 
-    vLLM's looks for their answer again and again for a whole second after the last one, so all the time: of
-    two cores, where the worker has one, three quarters of the other, which the server and its clients need.
+    For a CPU vLLM starts a worker beside the core, because a process has to be told before it starts where
+    its OpenMP threads belong. That takes seconds and half a gigabyte, and of two cores the second: the core
+    looks all the time whether the worker has done its step. Here the core is told: see `threads_placed`.
     """
 
     def _init_executor(self) -> None:
         super()._init_executor()
-        for queue in self.response_mqs:
-            if queue._spin_condition is not None:
-                queue._spin_condition.__class__ = Patience
+        _let_threads_go(os.sched_getaffinity(os.getppid()))
 
 
-_LOOK_AGAIN_MS: Final = 2
+def _let_threads_go(cpus: Collection[int]) -> None:
+    """What is no computing runs anywhere: sockets, grammars. Else it would inherit OpenMP's first CPU."""
+    run = threading.Thread.run
+
+    def run_anywhere(thread: threading.Thread) -> None:
+        os.sched_setaffinity(0, cpus)
+        run(thread)
+
+    threading.Thread.run = run_anywhere  # type: ignore[method-assign, assignment]
 
 
-class Patience(SpinCondition):  # type: ignore[misc]
-    """Looks again and again only while steps are short."""
-
-    last_read: float
-
-    def record_read(self) -> None:
-        now = time.monotonic()
-        self.busy_loop_s = _SHORT_STEP if now - self.last_read < _SHORT_STEP else 0
-        self.last_read = now
-
-    def wait(self, timeout_ms: int | None = None) -> None:
-        # zmq drops a notice that follows another too soon; vLLM would then sleep for seconds.
-        super().wait(_LOOK_AGAIN_MS if timeout_ms is None else min(timeout_ms, _LOOK_AGAIN_MS))
+def threads_placed(config: VllmConfig) -> AbstractContextManager[None]:
+    """A core that is started inside has its threads where vLLM's worker would: away from a reserved CPU."""
+    try:
+        manager = OMPProcessManager(config)
+    except (AssertionError, ValueError) as error:
+        given = envs.VLLM_CPU_OMP_THREADS_BIND
+        reason = str(error) or "that is not understood"
+        raise StartupError(f"VLLM_CPU_OMP_THREADS_BIND={given}: {reason}") from error
+    placed: AbstractContextManager[None] = manager.configure_omp_envs(0, 0)
+    return placed

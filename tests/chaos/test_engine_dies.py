@@ -72,17 +72,17 @@ def failures(answers: list[Answer | BaseException], wanted: list[Answer | BaseEx
 
 
 @pytest.mark.parametrize("seed", range(5 if FULL else 1))
-@pytest.mark.parametrize("victim", ["EngineCore", "Worker"])
+@pytest.mark.parametrize("how", ["killed", "out of memory"])
 async def test_killed(
-    server: ServerProcess, load: Load, undisturbed: list[Answer | BaseException], victim: str, seed: int
+    server: ServerProcess, load: Load, undisturbed: list[Answer | BaseException], how: str, seed: int
 ) -> None:
-    moment = random.Random(f"{victim}{seed}").randrange(50, load.tokens * 2 // 3)  # of those of the last run
+    moment = random.Random(f"{how}{seed}").randrange(50, load.tokens * 2 // 3)  # of those of the last run
     running = asyncio.create_task(load.run())
     await until(lambda: load.tokens >= moment, 120)
-    if victim == "Worker" and seed == 0:
-        await run_out_of_memory(engine_process(server, victim))
+    if how == "out of memory" and seed == 0:
+        await run_out_of_memory(engine_process(server, "EngineCore"))
     else:
-        engine_process(server, victim).send_signal(signal.SIGKILL)
+        engine_process(server, "EngineCore").send_signal(signal.SIGKILL)
     assert not failures(await running, undisturbed)
 
 
