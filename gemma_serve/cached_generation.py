@@ -141,9 +141,6 @@ class CachedGeneration(Generation):
         try:
             if seat.begins:
                 self._begin(seat.flight, self._stream)
-                await seat.ready()
-                if seat.flight.vacant:
-                    await seat.flight.landed()  # raises its refusal
             return SharedStream(SeatHead(seat.flight, self._request.public_id), started, self, seat)
         except BaseException:
             await self.leave(seat)
@@ -262,13 +259,14 @@ class SharedStream:
         self._started = started
         self._generation = generation
         self._seat = seat
+        self._record = current_request.get()  # tokens come in the context of who began
 
     async def feed(self, sink: Sink) -> None:
         await self._seat.feed(sink)
 
     def note_first_token(self) -> None:
-        if not self._seat.begins and (record := current_request.get()) is not None:
-            record.time_to_first_token = time.perf_counter() - self._started
+        if not self._seat.begins and self._record is not None:
+            self._record.time_to_first_token = time.perf_counter() - self._started
 
     async def aclose(self) -> None:
         seat = self._seat

@@ -83,6 +83,20 @@ async def test_a_websocket_shares_with_http() -> None:
         assert said((await joined).text) == "Another" and len(engine.requests) == 3
 
 
+async def test_each_who_shares_is_told_how_long_it_waited_itself() -> None:
+    engine = FakeEngine(hang_at=0)
+    async with asking(engine) as (http, cache):
+        url = str(http.base_url).rstrip("/")
+        async with chatting(url) as first, chatting(url) as second:
+            await first.send("chat", message="Hi", temperature=0)
+            await until(lambda: waiting(cache) == 1)
+            await second.send("chat", message="Hi", temperature=0)
+            await until(lambda: waiting(cache) == 2)
+            engine.go_on.set()
+            one, other = [(await chat.replies())[-1]["data"] for chat in (first, second)]
+            assert one["seconds"] > one["time_to_first_token"] > other["time_to_first_token"] > 0
+
+
 async def read(http: httpx.AsyncClient, lines: list[str], ask: dict[str, Any] = ASK) -> None:
     async with http.stream("POST", CHAT, json=ask | {"stream": True}) as answer:
         async for line in answer.aiter_lines():

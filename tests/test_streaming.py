@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +14,11 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from gemma_serve.app import create_app
+from gemma_serve.engine.base import Delta, GenerationRequest
 from gemma_serve.settings import Settings
 
 from .conftest import serving, until
-from .fake_engine import FakeEngine
+from .fake_engine import FakeEngine, FakeStream
 
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 STREAM = {"messages": MESSAGES, "stream": True}
@@ -43,6 +44,31 @@ async def test_comments_keep_a_silent_stream_alive() -> None:
         assert comments >= 3
         assert data[-1] == "data: [DONE]"
         assert "".join(data).count('"content":') == 4  # the opening chunk, and three words
+
+
+class Silent(FakeStream):
+    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        await self._engine.hang()
+        if self.usage.completion_tokens:
+            yield []
+
+
+class SilentEngine(FakeEngine):
+    async def stream(self, request: GenerationRequest) -> FakeStream:
+        return Silent(self, request)
+
+
+async def test_an_answer_without_a_token_is_an_error() -> None:
+    engine = SilentEngine()
+    app = create_app(settings(keep_alive_seconds=0.02), engine)
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with client.stream("POST", "/v1/chat/completions", json=STREAM) as answer:
+            lines = answer.aiter_lines()
+            assert await anext(lines) == ": keep-alive"
+            engine.go_on.set()
+            assert "without a token" in [line async for line in lines if line and line[0] != ":"][-1]
+        answer = await client.post("/v1/chat/completions", json=STREAM)
+        assert answer.status_code == 500 and "without a token" in answer.text
 
 
 async def test_the_first_comment_brings_the_status() -> None:

@@ -148,7 +148,7 @@ class StreamedResponse(Response):
             if self._timer is not None:
                 self._timer.cancel()
         if not self._started:
-            raise ServeError("The engine ended the answer without a token; the server's log says why.")
+            raise _without_a_token()
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
     async def emit(self, data: bytes) -> None:
@@ -183,6 +183,10 @@ class StreamedResponse(Response):
             await self.emit(b": keep-alive\n\n")
 
 
+def _without_a_token() -> ServeError:
+    return ServeError("The engine ended the answer without a token; the server's log says why.")
+
+
 class GenerationStream(StreamedResponse):
     """A generation as it comes: `open` begins it, `make_writer` knows its form."""
 
@@ -204,9 +208,9 @@ class GenerationStream(StreamedResponse):
     async def run(self) -> bytes:
         self._stream = stream = await self._open()
         try:
-            self._writer = self._make_writer(stream.tokens)
-            self._begun = False
             await stream.feed(self)
+            if self._writer is None:
+                raise _without_a_token()
             return self._writer.ending()
         finally:
             await stream.aclose()
@@ -220,9 +224,8 @@ class GenerationStream(StreamedResponse):
         self._chunks.append(self._ready_writer().run(0, texts))
 
     def _ready_writer(self) -> Writer:
-        assert self._writer is not None
-        if not self._begun:
-            self._begun = True
+        if self._writer is None:
+            self._writer = self._make_writer(self._stream.tokens)
             self._stream.note_first_token()
             self._chunks.append(self._writer.opening(self._n))
         return self._writer

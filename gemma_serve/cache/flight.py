@@ -232,18 +232,33 @@ class Seat:
 
 
 class SeatHead:
-    """The `StreamHead` of a flight that has begun."""
+    """The `StreamHead` of a flight: all but the id is known once tokens come."""
 
     def __init__(self, flight: Flight, request_id: str) -> None:
-        head = flight.source or flight.answer
-        assert head is not None
         self.id = answer_id(flight.kind, request_id)
-        self.created, self.model, self.fingerprint = head.created, head.model, head.fingerprint
         self._flight = flight
+
+    @property
+    def created(self) -> int:
+        return self._head.created
+
+    @property
+    def model(self) -> str:
+        return self._head.model
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self._head.fingerprint
 
     @property
     def usage(self) -> Usage:
         return self._flight.usage
+
+    @property
+    def _head(self) -> StreamHead | Answer:
+        head = self._flight.source or self._flight.answer
+        assert head is not None
+        return head
 
 
 def _wake(waiters: list[asyncio.Future[None]]) -> None:

@@ -257,12 +257,19 @@ class Sink(Protocol):
 
 
 class StreamHead(Protocol):
-    """What every chunk of a stream says."""
+    """What every chunk of a stream says. Ask when the first is there."""
 
-    id: str
-    created: int
-    model: str
-    fingerprint: str | None
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def created(self) -> int: ...
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str | None: ...
 
     @property
     def usage(self) -> Usage:
