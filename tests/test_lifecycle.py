@@ -188,6 +188,7 @@ async def test_an_engine_that_dies_while_it_warms_up_has_failed_to_load(
         engine._llm = llm
         return llm
 
+    monkeypatch.setattr(engine, "_prepare", lambda: None)
     monkeypatch.setattr(engine, "_load", load)
     monkeypatch.setattr(vllm_engine, "serve", serve)
     await engine.start()

@@ -32,6 +32,7 @@ from .base import (
     TokenStream,
     Usage,
 )
+from .leftovers import forget_models
 from .load_errors import sentence
 from .load_progress import Progress
 from .process_output import EngineOutput, formatted_stderr, killed_core
@@ -109,6 +110,8 @@ class VLLMEngine:
         started = time.monotonic()
         try:
             with formatted_stderr(self._progressed) as output:
+                self._prepare()
+                await self._in_daemon_thread(_import_vllm)
                 llm = await self._in_daemon_thread(self._load)
             self._output, self._load_seconds = output, time.monotonic() - started
             from .core import ReplaceableCore
@@ -143,7 +146,7 @@ class VLLMEngine:
         assert self._core is not None
         self._core.notice_death()
 
-    def _load(self) -> AsyncLLM:
+    def _prepare(self) -> None:
         self._phase("importing vLLM")
         self._variables = environment.prepare(self._settings)
         environment.send_traces(self._settings.otel)
@@ -152,16 +155,10 @@ class VLLMEngine:
             # vLLM leaves its sockets behind; `stop` does not
             os.environ["VLLM_RPC_BASE_PATH"] = self._sockets
             self._variables.add("VLLM_RPC_BASE_PATH")
-        vllm_import.begin()
-        try:
-            from .vllm_engine import EngineBuilder
-        except ImportError as error:
-            raise StartupError(
-                f"vLLM cannot be imported ({error}): run `make setup`, which installs it for this machine"
-            ) from error
-        finally:
-            vllm_import.end()
-        logs.adopt("torch")
+
+    def _load(self) -> AsyncLLM:
+        from .vllm_engine import EngineBuilder
+
         self._builder = EngineBuilder(self._settings, self._phase)
         self._spawning = True
         self._phase("starting the engine and loading the weights")
@@ -250,17 +247,18 @@ class VLLMEngine:
 
     async def stop(self) -> None:
         self._stopping = True
-        for task in list(self._tasks):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        if not self.status.failed:
-            self.status.set(EngineState.STOPPED)
-        if self._core is not None:  # whoever waits for its output would wait for ever
-            self._core.abandon(EngineDied("The engine was stopped before this request had ended."))
-        if self._llm is not None and self._llm.output_handler is not None:
-            self._llm.output_handler.cancel()  # it would take the end of the engine's process for a crash
-        await asyncio.to_thread(self._end)
+        try:
+            for task in list(self._tasks):
+                await _cancel(task)
+            if not self.status.failed:
+                self.status.set(EngineState.STOPPED)
+            if self._core is not None:  # whoever waits for its output would wait for ever
+                self._core.abandon(EngineDied("The engine was stopped before this request had ended."))
+            if self._llm is not None and self._llm.output_handler is not None:
+                # It would take the end of the engine's process for a crash.
+                await _cancel(self._llm.output_handler)
+        finally:
+            await asyncio.to_thread(self._end)
 
     async def check(self) -> None:
         def arguments() -> None:
@@ -315,6 +313,7 @@ class VLLMEngine:
             shutil.rmtree(self._sockets, ignore_errors=True)
         for name in self._variables:  # the next model is to have its own
             os.environ.pop(name, None)
+        forget_models()
 
     async def _in_daemon_thread(self, work: Callable[[], T]) -> T:
         """As `asyncio.to_thread`, but the end of the process does not wait for `work`."""
@@ -381,6 +380,28 @@ class VLLMEngine:
         from .report import gpu_memory
 
         return gpu_memory(self._llm)
+
+
+def _import_vllm() -> None:
+    """In a thread of its own: packages keep errors that they caught, and these the frames of who imports."""
+    vllm_import.begin()
+    try:
+        from . import vllm_engine  # noqa: F401
+    except ImportError as error:
+        raise StartupError(
+            f"vLLM cannot be imported ({error}): run `make setup`, which installs it for this machine"
+        ) from error
+    finally:
+        vllm_import.end()
+    logs.adopt("torch")
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    """Wait for its end, and take the error out of it, which keeps all that was at work."""
+    task.cancel()
+    await asyncio.wait((task,))
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        task.result()
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, T], doing: str) -> T:

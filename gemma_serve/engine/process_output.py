@@ -50,6 +50,8 @@ def formatted_stderr(on_progress: Callable[[Progress], None] = _ignore) -> Itera
         yield output
     finally:
         os.dup2(stderr, 2)
+        # multiprocessing's resource tracker, once it was started inside, keeps the reader for good.
+        output.on_progress = _ignore
 
 
 class EngineOutput:
@@ -60,7 +62,7 @@ class EngineOutput:
 
     def __init__(self, stderr: int, on_progress: Callable[[Progress], None] = _ignore) -> None:
         self._stderr = stderr
-        self._on_progress = on_progress
+        self.on_progress = on_progress
         self._exceptions: deque[str] = deque(maxlen=20)
         self._last_progress = 0.0
         self.worker_killed = False
@@ -94,7 +96,7 @@ class EngineOutput:
             self._exceptions.append(_ended_by_signal(died[1], int(died[2])))
             self.worker_killed = int(died[2]) == signal.SIGKILL
         if (progress := progress_of(text)) is not None:
-            self._on_progress(progress)
+            self.on_progress(progress)
         if not _OURS.match(line):
             if end == b"\r":  # a progress bar paints itself anew many times a second
                 if time.monotonic() - self._last_progress < _PROGRESS_SECONDS:

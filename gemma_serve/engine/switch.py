@@ -113,6 +113,7 @@ class EngineSwitch:
         await over.wait()
         if engine.status.failed:
             error = engine.status.error
+            del engine  # what is raised keeps this frame
             await self.end()
             raise StartupError(error or "it could not be loaded")
         self.go_on()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import difflib
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from pydantic_core import SchemaValidator
@@ -26,7 +28,7 @@ from vllm.v1.executor.abstract import Executor
 from ..errors import ContextLengthExceeded, InvalidRequest
 from ..settings import Settings
 from .adapters import Adapters
-from .arguments import chosen, engine_arguments, model_path
+from .arguments import CPU_EXECUTOR, chosen, engine_arguments, model_path
 from .base import EngineStatus, GenerationRequest, LoadedModel, TokenStream, Usage
 from .chat_template import TemplateVariables
 from .direct import DirectProcessor
@@ -69,22 +71,31 @@ class EngineBuilder:
     def llm(self) -> AsyncLLM:
         """The engine, with a core."""
         args = self._args
-        return AsyncLLM.from_vllm_config(
-            vllm_config=copy.deepcopy(self._config),  # a core writes into it what it has measured
-            enable_log_requests=args.enable_log_requests,
-            aggregate_engine_logging=args.aggregate_engine_logging,
-            disable_log_stats=args.disable_log_stats,
-            stat_loggers=None if args.disable_log_stats else [StepStats],
-        )
+        with self._starting():
+            return AsyncLLM.from_vllm_config(
+                vllm_config=copy.deepcopy(self._config),  # a core writes into it what it has measured
+                enable_log_requests=args.enable_log_requests,
+                aggregate_engine_logging=args.aggregate_engine_logging,
+                disable_log_stats=args.disable_log_stats,
+                stat_loggers=None if args.disable_log_stats else [StepStats],
+            )
 
     def core(self) -> AsyncMPClient:
         """Another core of the same kind."""
         config = copy.deepcopy(self._config)
-        return EngineCoreClient.make_async_mp_client(
-            vllm_config=config,
-            executor_class=Executor.get_class(config),
-            log_stats=not self._args.disable_log_stats,
-        )
+        with self._starting():
+            return EngineCoreClient.make_async_mp_client(
+                vllm_config=config,
+                executor_class=Executor.get_class(config),
+                log_stats=not self._args.disable_log_stats,
+            )
+
+    def _starting(self) -> AbstractContextManager[None]:
+        if self._config.parallel_config.distributed_executor_backend != CPU_EXECUTOR:
+            return contextlib.nullcontext()
+        from .cpu_executor import threads_placed
+
+        return threads_placed(self._config)
 
 
 class VLLMServing:
