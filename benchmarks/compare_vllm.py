@@ -7,9 +7,10 @@ Ours runs with keys, limits, metrics and the access log on, vLLM's bare. CPU is 
 /proc, per token asked for; ratios are ours by theirs, the median of the rounds and their range. A machine
 that others use too changes its speed within minutes: with --together both servers stay up, and each load is
 put on one and then on the other. Engines:
-`demo` is the embedded model, `null` makes random tokens at once (benchmarks/null_executor.py), so that the
-front end is all there is; `raw` is `AsyncLLM.generate` in one process without a server: the ceiling.
-`gpu` is the folder of --model, without weights (benchmarks/synthetic_model.py), on a GPU.
+`demo` is the embedded model. `null` makes random tokens (benchmarks/null_executor.py), at once, so that the
+front end is all there is, or with --step-ms at the pace of a model. `raw` is `AsyncLLM.generate` in one
+process without a server: the ceiling. `gpu` is the folder of --model, without weights
+(benchmarks/synthetic_model.py), on a GPU.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class Row:
     requests_per_second: float
     cpu_us_per_token: float
     rss_mb: float
+    growth_mb: float
+    """Of the API process, at its largest since it was warm."""
     ttft_p50_ms: float
     ttft_p99_ms: float
     inter_token_p50_ms: float
@@ -69,6 +72,8 @@ class Row:
     errors: int
     start_seconds: float
     """To the server's first answer; 0 where the other one ran beside it."""
+    step_ms: float = 0.0
+    """Of the engine `null`."""
 
 
 @contextlib.contextmanager
@@ -145,12 +150,14 @@ def measured(
         round_to(result["requests"] / result["seconds"]),
         round_to(cpu / max(1, result["tokens"]) * 1e6),
         round_to(server.rss_mb()),
+        round_to(server.growth_mb()),
         ms("ttft", "p50"),
         ms("ttft", "p99"),
         ms("inter_token", "p50"),
         ms("inter_token", "p99"),
         result["errors"],
         0.0 if options.together else round_to(server.start_seconds),
+        options.step_ms if engine == "null" else 0.0,
     )
 
 
@@ -159,6 +166,7 @@ def warm(server: str, engine: str, round: int, options: argparse.Namespace, logs
     log = logs / f"{engine}-{server}-{round}.log"
     with serving(server, engine, options.stream_interval, log) as started:
         load(started, 4, 8, 16)
+        started.mark_memory()
         yield started
 
 
@@ -184,9 +192,11 @@ def together(engine: str, options: argparse.Namespace, logs: Path) -> Iterator[R
 
 
 async def raw(clients: int, requests: int, tokens: int, engine: str) -> float:
-    """Tokens/s of `AsyncLLM.generate`, whose deltas are read and dropped."""
+    """Tokens/s of `AsyncLLM.generate` for the prompts of `load`, whose deltas are read and dropped."""
+    from transformers import AutoTokenizer
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.utils.gc_utils import freeze_gc_heap
     from vllm.v1.engine.async_llm import AsyncLLM
 
     backend = {"distributed_executor_backend": NULL} if engine == "null" else {}
@@ -201,14 +211,22 @@ async def raw(clients: int, requests: int, tokens: int, engine: str) -> float:
     given = llm.model_config.get_diff_sampling_param()  # top_k and top_p cost a CPU half its speed
     given |= {"temperature": 1.0, "max_tokens": tokens, "ignore_eos": True}
     params = SamplingParams(**given, output_kind=RequestOutputKind.DELTA)
-    left = iter(range(requests))
+    template = AutoTokenizer.from_pretrained(MODEL).apply_chat_template
+    chats = ([{"role": "user", "content": f"Tell me story {number}"}] for number in range(requests))
+    prompts = [template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
+    left = iter(enumerate(prompts))
+
+    async def answer(number: int, prompt: list[int]) -> None:
+        async for _ in llm.generate({"prompt_token_ids": prompt}, params, f"raw-{number}"):
+            pass
 
     async def client() -> None:
-        for number in left:
-            async for _ in llm.generate(f"Tell me story {number}", params, f"raw-{number}"):
-                pass
+        for number, prompt in left:
+            await answer(number, prompt)
 
     try:
+        await asyncio.gather(*(answer(-number, prompts[0]) for number in range(1, 9)))
+        freeze_gc_heap()  # as both servers do, once they are warm
         started = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(clients)))
         return requests * tokens / (time.perf_counter() - started)
@@ -222,7 +240,7 @@ def raw_row(engine: str, clients: int, round: int, options: argparse.Namespace) 
     environ = os.environ | ENVIRON
     result = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=1800)
     rate = float(result.stdout.strip().splitlines()[-1])
-    return Row(engine, "raw", "streamed", clients, round, round_to(rate), 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    return Row(engine, "raw", "streamed", clients, round, round_to(rate), *[0] * 10)
 
 
 def report(row: Row) -> None:
@@ -255,7 +273,8 @@ def table(rows: list[Row]) -> str:
         ours, theirs = of["ours"], of["vllm"]
         if not (ours and theirs):
             continue
-        cells = [engine, mode, str(clients)]
+        pace = f", {ours[0].step_ms:g} ms a step" if ours[0].step_ms else ""
+        cells = [engine + pace, mode, str(clients)]
         for field in ("cpu_us_per_token", "tokens_per_second"):
             cells += [
                 f"{middle(ours, field):.4g}",
@@ -274,7 +293,7 @@ def table(rows: list[Row]) -> str:
                 f"| ours by raw {share:.2f} | | | | | |"
             )
     for engine in dict.fromkeys(row.engine for row in rows):
-        lines += start_line(rows, engine)
+        lines += start_line(rows, engine) + memory_line(rows, engine)
     return "\n".join(lines)
 
 
@@ -290,6 +309,16 @@ def start_line(rows: list[Row], engine: str) -> list[str]:
         return []
     ours, theirs = (f"{middle(side, 'start_seconds'):.1f} s" for side in sides)
     return ["", f"From the start to the first answer, {engine}: ours {ours}, vllm {theirs}."]
+
+
+def memory_line(rows: list[Row], engine: str) -> list[str]:
+    most = max(row.clients for row in rows if row.engine == engine)
+    ours, theirs = (
+        max((row.growth_mb for row in rows if (row.engine, row.server) == (engine, name)), default=0.0)
+        for name in SERVERS
+    )
+    each = (f"{growth * 1000 / most:.0f} KB" for growth in (ours, theirs))
+    return ["", f"Memory for each of {most} clients at the most, {engine}: ours {', vllm '.join(each)}."]
 
 
 def middle(rows: list[Row], field: str) -> float:
@@ -309,7 +338,9 @@ def main() -> None:
     if sys.argv[1:2] == ["--raw"]:
         engine, *numbers = sys.argv[2:]
         clients, requests, tokens = map(int, numbers)
-        print(asyncio.run(raw(clients, requests, tokens, engine)))
+        import uvloop
+
+        print(uvloop.run(raw(clients, requests, tokens, engine)))
         return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -325,6 +356,7 @@ def main() -> None:
         action="store_true",
         help="keep both servers up, and change between them within seconds",
     )
+    parser.add_argument("--step-ms", type=float, default=0, help="what a step of the engine null takes")
     parser.add_argument("--stream-interval", type=int, default=1, help="vLLM's, for both")
     parser.add_argument("--ceiling", action="store_true", help="measure AsyncLLM alone, too")
     parser.add_argument("--model", type=Path, help="folder of the engine gpu")
@@ -341,6 +373,7 @@ def main() -> None:
     if "demo" in options.engines and not gpus() and not shutil.which("g++"):
         parser.error("vLLM compiles the model for a CPU: apt-get install -y g++, or --engines null")
     end_on_signals("ended")
+    os.environ["NULL_STEP_MS"] = str(options.step_ms)
     if options.model:
         os.environ["COMPARE_MODEL"] = str(options.model)
     rows: list[Row] = []

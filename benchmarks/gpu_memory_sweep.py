@@ -135,13 +135,14 @@ def run(sweep: Sweep, rows: Rows, out: Path, *, quiet: bool = False) -> None:
         model = str(synthetic_model.make(sweep.synthetic, out / sweep.synthetic))
     loads = list(sweep.loads())
     todo = [(engine, [load for load in loads if not rows.done(engine, load)]) for engine in sweep.engines()]
+    speed = rows.head["machine"].get("memory_gb_per_second")
     # A start counts as one step too: on a GPU it takes as long as a measurement.
     steps = sum(len(left) + 1 for _, left in todo if left)
     with tqdm(total=steps, unit="step", disable=quiet, file=sys.stderr, dynamic_ncols=True) as bar:
         for engine, left in todo:
             if left:
                 bar.set_description(_words(engine))
-                for row in _measure(sweep, model, engine, left, out):
+                for row in _measure(sweep, model, engine, left, out, speed):
                     if row is None:
                         bar.update()
                         continue
@@ -149,7 +150,9 @@ def run(sweep: Sweep, rows: Rows, out: Path, *, quiet: bool = False) -> None:
                     bar.update(len(left) + 1 if row["load"] is None else 1)
 
 
-def _measure(sweep: Sweep, model: str, engine: Cell, loads: list[Cell], out: Path) -> Iterator[Cell | None]:
+def _measure(
+    sweep: Sweep, model: str, engine: Cell, loads: list[Cell], out: Path, gb_per_second: float | None
+) -> Iterator[Cell | None]:
     """A row for each load, after a None for the start; one row alone where the server does not start."""
     port, key, log = free_port(), f"sk-{secrets.token_hex(16)}", out / "server.log"
     given = sweep.fixed | engine
@@ -172,6 +175,7 @@ def _measure(sweep: Sweep, model: str, engine: Cell, loads: list[Cell], out: Pat
                 try:
                     row |= _loaded(sweep, server, cell, shape.vocabulary)
                     row["predicted_kv_blocks"] = predicted_blocks(shape, given, row)
+                    row["bandwidth_share"] = bandwidth_share(shape, given, row, gb_per_second)
                 except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
                     row["error"] = _reason(f"{error}\n{log.read_text(errors='replace')[-3000:]}")
                 yield row
@@ -241,8 +245,7 @@ def predicted_blocks(shape: Shape, engine: Mapping[str, Any], row: Mapping[str, 
     if not row["kv_block_tokens"]:
         return None
     parallel = int(engine.get("tensor_parallel_size", 1))
-    kind = str(engine.get("kv_cache_dtype", "auto"))
-    value_bytes = 1 if kind.startswith("fp8") else 2 if kind.endswith("16") else shape.activation_bytes
+    value_bytes = _value_bytes(shape, engine)
     if memory := engine.get("kv_cache_memory_bytes"):
         cache = KVCache.of(shape.layers, parallel, value_bytes, row["kv_block_tokens"])
         return cache.blocks(memory)
@@ -253,6 +256,31 @@ def predicted_blocks(shape: Shape, engine: Mapping[str, Any], row: Mapping[str, 
     options = Options(kv_cache_value_bytes=value_bytes, block_size=row["kv_block_tokens"], **chosen)
     made = plan(shape, GPU(memory, math.nan), parallel, options)
     return made.cache.blocks(max(0, made.cache_memory))
+
+
+def bandwidth_share(
+    shape: Shape, engine: Mapping[str, Any], row: Mapping[str, Any], gb_per_second: float | None
+) -> float | None:
+    """What one chat's answer reads, by what the memory gives; None with more chats.
+
+    Each step reads the weights, and the keys and values of half an answer on average.
+    """
+    load, milliseconds = row["load"], row["inter_token_p50_ms"]
+    if load["concurrency"] != 1 or not milliseconds or gb_per_second is None:
+        return None
+    length = load["prompt_tokens"] + load["output_tokens"] // 2
+    values = sum(
+        2 * layer.kv_heads * layer.head_size * min(length, layer.window or length) for layer in shape.layers
+    )
+    read = shape.step_parameters * shape.weight_bytes + values * _value_bytes(shape, engine)
+    gpus = int(engine.get("tensor_parallel_size", 1))  # each reads its part at the same time
+    return round_to(read / (milliseconds / 1e3) / (gb_per_second * 1e9 * gpus))
+
+
+def _value_bytes(shape: Shape, engine: Mapping[str, Any]) -> int:
+    """Of a number in the KV cache."""
+    kind = str(engine.get("kv_cache_dtype", "auto"))
+    return 1 if kind.startswith("fp8") else 2 if kind.endswith("16") else shape.activation_bytes
 
 
 def _reason(log: str) -> str:

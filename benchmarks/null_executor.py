@@ -1,4 +1,6 @@
-"""A vLLM executor without a model: every request gets a random token in every step, at once.
+"""A vLLM executor without a model: every request gets a random token in every step.
+
+It does so at once, or with NULL_STEP_MS in the environment at the pace of a model that takes so long.
 
 vLLM's scheduler, block manager, tokenizer and the way between its processes stay what they are, so that
 servers can be compared with nothing but themselves to slow them down. Any vLLM server takes it:
@@ -9,7 +11,9 @@ servers can be compared with nothing but themselves to slow them down. Any vLLM 
 
 from __future__ import annotations
 
+import os
 import random
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -28,6 +32,7 @@ _FIRST_WORD = 300  # below are special tokens, and bytes that are not text
 class NullExecutor(Executor):  # type: ignore[misc]
     def _init_executor(self) -> None:
         self._random = random.Random(0)
+        self._seconds = float(os.environ.get("NULL_STEP_MS", "0")) / 1000
         self._prompts: dict[str, int] = {}
         self._tokens = range(_FIRST_WORD, self.model_config.get_vocab_size() - 1)
         spec = FullAttentionSpec(
@@ -67,6 +72,8 @@ class NullExecutor(Executor):  # type: ignore[misc]
         pass
 
     def _step(self, work: SchedulerOutput) -> ModelRunnerOutput:
+        if self._seconds and work.num_scheduled_tokens:
+            time.sleep(self._seconds)
         for name in work.finished_req_ids:
             self._prompts.pop(name, None)
         done = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -46,6 +47,19 @@ class Server:
 
     def rss_mb(self) -> float:
         return float(psutil.Process(self.process.pid).memory_info().rss / 1e6)
+
+    def mark_memory(self) -> None:
+        """`growth_mb` counts from here."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")  # the peak is the present size
+        self._marked_mb = self._peak_mb()
+
+    def growth_mb(self) -> float:
+        """Of the API process, at its largest since `mark_memory`."""
+        return self._peak_mb() - self._marked_mb
+
+    def _peak_mb(self) -> float:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024 / 1e6
 
     def metrics(self) -> dict[str, float]:
         """Sums of the samples of `/metrics` by name; labels of vLLM's cache_config_info as `cache:NAME`."""

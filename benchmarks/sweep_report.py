@@ -113,6 +113,7 @@ _COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "Total tokens/s": lambda row: f"{row['total_tokens_per_second']:g}",
     "TTFT p50/p95/p99 ms": lambda row: _three(row, "ttft"),
     "Inter-token p50/p95/p99 ms": lambda row: _three(row, "inter_token"),
+    "Of the memory's speed": lambda row: _share(row),
     "Good requests": lambda row: f"{row['good_share']:.0%}",
     "KV blocks": lambda row: f"{row['kv_blocks']:,}",
     "Predicted": lambda row: _prediction(row),
@@ -125,6 +126,11 @@ _COLUMNS: Mapping[str, Callable[[Row], str]] = {
 
 def _three(row: Row, name: str) -> str:
     return "/".join(f"{row[f'{name}_{share}_ms']:g}" for share in ("p50", "p95", "p99"))
+
+
+def _share(row: Row) -> str:
+    share = row.get("bandwidth_share")
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _prediction(row: Row) -> str:

@@ -19,8 +19,8 @@ import transformers
 import yaml
 
 from benchmarks import sweep_report, synthetic_model
-from benchmarks.gpu_memory_sweep import Rows, Sweep, predicted_blocks
-from benchmarks.machine import Peak, gpus, machine
+from benchmarks.gpu_memory_sweep import Rows, Sweep, bandwidth_share, predicted_blocks
+from benchmarks.machine import Peak, gpus, machine, memory_bandwidth, published_bandwidth
 from benchmarks.server import free_port, running
 from gemma_serve.engine.published import PUBLISHED
 from gemma_serve.engine.shape import read_shape
@@ -28,7 +28,7 @@ from gemma_serve.engine.shape import read_shape
 from .conftest import ROOT
 
 SLO = {"ttft_ms": 500.0, "inter_token_ms": 50.0}
-MACHINE = {"date": "2026-01-31 12:00 UTC", "cpu": "a CPU", "cores": 2}
+MACHINE = {"memory_gb_per_second": 10.0, "date": "2026-01-31 12:00 UTC", "cpu": "a CPU", "cores": 2}
 
 
 def row(memory: int, clients: int, speed: float, ttft: float = 100.0, **more: Any) -> dict[str, Any]:
@@ -158,6 +158,33 @@ def test_the_prediction_reads_the_engines_arguments() -> None:
     whole = predicted_blocks(shape, {"kv_cache_memory_bytes": 1 << 30}, row)
     eight_bits = predicted_blocks(shape, {"kv_cache_memory_bytes": 1 << 30, "kv_cache_dtype": "fp8"}, row)
     assert whole is not None and eight_bits == 2 * whole
+
+
+def test_how_much_of_the_memorys_speed_one_chat_takes() -> None:
+    shape = read_shape("gemma-3-1b")
+    found = row(1, 1, 100.0, inter_token_p50_ms=10.0)
+    share = bandwidth_share(shape, {}, found, 1000)
+    # 999,885,952 parameters of 2 bytes in 10 ms: 200 GB/s; 160 tokens of 26 layers are little beside them.
+    assert share is not None and share == pytest.approx(0.2, rel=0.03)
+    both = bandwidth_share(shape, {"tensor_parallel_size": 2}, found, 1000)
+    assert both == pytest.approx(share / 2, rel=1e-3)
+    assert bandwidth_share(shape, {}, row(1, 8, 100.0), 1000) is None
+    assert bandwidth_share(shape, {}, found, None) is None
+
+
+def test_the_speed_of_the_memory() -> None:
+    names = {
+        "NVIDIA A100-SXM4-40GB": 1_555e9,
+        "NVIDIA A100-SXM4-80GB": 2_039e9,
+        "NVIDIA H100 80GB HBM3": 3_350e9,
+        "NVIDIA GeForce RTX 4090": 1_008e9,
+        "NVIDIA RTX 6000 Ada Generation": 960e9,
+        "NVIDIA L4": 300e9,
+        "NVIDIA T4": None,
+    }
+    assert {name: published_bandwidth(name) for name in names} == names
+    if not gpus():
+        assert 1e9 < (memory_bandwidth() or 0) < 1e12
 
 
 def test_the_machine_is_recorded() -> None:
