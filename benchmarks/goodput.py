@@ -1,6 +1,6 @@
 """Does overload cost throughput? Completed tokens per second at 1 and at 4 times the engine's capacity.
 
-    python benchmarks/goodput.py [--capacity 16] [--seconds 30]
+    python -m benchmarks.goodput [--capacity 16] [--seconds 30]
 
 Starts the server with the embedded model and `max_num_seqs` = capacity, then runs as many clients as the
 engine takes at once, and four times as many, in turn, A B A B. Every client asks, reads its stream to the end
@@ -11,43 +11,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import re
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.server import end_on_signals, running_demo
+
 TOKENS = 64
-
-
-@contextlib.contextmanager
-def running_server(capacity: int, *settings: str) -> Iterator[str]:
-    """A server on a free port, ready to answer."""
-    command = [sys.executable, "-m", "gemma_serve", "serve", "--config", "demo", "--port", "0"]
-    for setting in (f"engine.max_num_seqs={capacity}", *settings):
-        command += ["--set", setting]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=log, stdout=subprocess.DEVNULL)
-        try:
-            text = ""
-            while "gemma-demo: ready" not in text:
-                if process.poll() is not None:
-                    raise SystemExit(f"the server did not start:\n{text[-2000:]}")
-                time.sleep(0.2)
-                log.seek(0)
-                text = log.read()
-            yield re.findall(r"Listening on (http://[\w.:]+)", text)[0]
-        finally:
-            process.terminate()
-            process.wait(60)
 
 
 class Measurement:
@@ -101,10 +73,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30, help="length of each of the four measurements")
     options = parser.parse_args()
     rows: list[dict[str, float]] = []
-    with running_server(options.capacity) as url:
-        asyncio.run(Measurement(url, options.capacity, 5).run())  # warm
+    end_on_signals("ended")
+    with running_demo(f"engine.max_num_seqs={options.capacity}") as server:
+        asyncio.run(Measurement(server.url, options.capacity, 5).run())  # warm
         for clients in (options.capacity, 4 * options.capacity) * 2:
-            rows.append(asyncio.run(Measurement(url, clients, options.seconds).run()))
+            rows.append(asyncio.run(Measurement(server.url, clients, options.seconds).run()))
             print(json.dumps(rows[-1]), flush=True)
     once, fourfold = (
         sum(row["tokens_per_second"] for row in rows if row["clients"] == clients)

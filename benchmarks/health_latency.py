@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.goodput import running_server
+from benchmarks.server import end_on_signals, running_demo
 
 NULL = "engine.distributed_executor_backend=benchmarks.null_executor.NullExecutor"
 TOKENS, ENOUGH = 256, 10_000_000
@@ -128,7 +128,10 @@ def main() -> None:
     parser.add_argument("--null", action="store_true", help="random tokens in place of a model")
     parser.add_argument("--lockstep", action="store_true", help="answers that end together")
     options = parser.parse_args()
-    with running_server(options.streams, *([NULL] if options.null else [])) as url, responder() as control:
+    settings = [f"engine.max_num_seqs={options.streams}", *([NULL] if options.null else [])]
+    end_on_signals("ended")
+    with running_demo(*settings) as server, responder() as control:
+        url = server.url
         idle = measure(url, control, min(10, options.seconds), options.per_second)
         with streams(url, options.streams, *([] if options.lockstep else ["--spread"])):
             busy = measure(url, control, options.seconds, options.per_second)

@@ -1,6 +1,6 @@
 """What idle WebSockets cost: memory of each, and CPU per token of the chats beside them.
 
-    python benchmarks/idle_connections.py [--idle 2000] [--active 50] [--seconds 30] [--rounds 3]
+    python -m benchmarks.idle_connections [--idle 2000] [--active 50] [--seconds 30] [--rounds 3]
 
 Starts the server with the embedded model. In each round the active clients chat without the idle ones and
 then with them; the CPU is that of the server's process, without the engine's. Memory is what its resident
@@ -13,45 +13,18 @@ import argparse
 import asyncio
 import contextlib
 import json
-import re
 import resource
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import psutil
 from websockets.asyncio.client import ClientConnection, connect
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.server import end_on_signals, running_demo
+
 TOKENS = 128
 AT_ONCE = 50
-
-
-@contextlib.contextmanager
-def running_server() -> Iterator[tuple[str, psutil.Process]]:
-    """A server on a free port, ready to answer, and its process."""
-    command = [sys.executable, "-m", "gemma_serve", "serve", "--config", "demo", "--port", "0"]
-    command += ["--set", "chat.max_connections_per_client=0", "--log-level", "WARNING"]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-        try:
-            while not (found := re.search(r"API +(http://[\w.:]+)/v1", text(log))):
-                if process.poll() is not None:
-                    raise SystemExit(f"the server did not start:\n{text(log)[-2000:]}")
-                time.sleep(0.2)
-            yield found[1].replace("http", "ws") + "/ws", psutil.Process(process.pid)
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def text(log: object) -> str:
-    log.seek(0)  # type: ignore[attr-defined]
-    return str(log.read())  # type: ignore[attr-defined]
 
 
 async def joined(url: str) -> ClientConnection:
@@ -125,8 +98,10 @@ def main() -> None:
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65_536), most))
-    with running_server() as (url, server):
-        asyncio.run(measure(url, server, options))
+    end_on_signals("ended")
+    with running_demo("chat.max_connections_per_client=0", "log.level=WARNING") as server:
+        url = server.url.replace("http", "ws", 1) + "/ws"
+        asyncio.run(measure(url, psutil.Process(server.process.pid), options))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -138,6 +139,21 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     psutil.wait_procs(children, timeout=60)
+
+
+@contextlib.contextmanager
+def running_demo(*settings: str) -> Iterator[Server]:
+    """`serve --config demo` with `settings` as `--set` takes them. Raises SystemExit when it does not start."""
+    port = free_port()
+    command = ["-m", "gemma_serve", "serve", "--config", "demo", "--port", str(port)]
+    command += [f"--set={setting}" for setting in settings]
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        log = Path(folder, "server.log")
+        try:
+            server = stack.enter_context(running(command, port, "", "gemma-demo", log))
+        except StartFailed as failure:
+            raise SystemExit(f"the server did not start:\n{str(failure)[-2000:]}") from None
+        yield server
 
 
 def end_on_signals(sentence: str) -> None:
