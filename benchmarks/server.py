@@ -143,7 +143,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def running_demo(*settings: str) -> Iterator[Server]:
-    """`serve --config demo` with `settings` as `--set` takes them. Raises SystemExit when it does not start."""
+    """`serve --config demo` with `settings` as `--set` takes them. Raises SystemExit if it does not start."""
     port = free_port()
     command = ["-m", "gemma_serve", "serve", "--config", "demo", "--port", str(port)]
     command += [f"--set={setting}" for setting in settings]
