@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -97,7 +98,7 @@ async def test_tokens_are_kept_while_the_loop_is_busy_but_not_for_long() -> None
     end = asyncio.get_running_loop().time() + 0.3
     while asyncio.get_running_loop().time() < end:  # never waits for the engine
         flushes.after_step()
-        flushes.before_step()
+        flushes.before_step(1)
     for text in ("a", "b"):
         output.put(piece(text))
         flushes.after_step()
@@ -106,6 +107,22 @@ async def test_tokens_are_kept_while_the_loop_is_busy_but_not_for_long() -> None
         while not sink.writes:
             await asyncio.sleep(0.001)
     assert sink.writes == ["ab"]
+
+
+@pytest.mark.parametrize(("outputs", "shares"), [(1, True), (1000, False)])
+def test_others_have_their_turn_between_small_steps_that_have_queued_up(outputs: int, shares: bool) -> None:
+    flushes = Flushes()
+    end = time.perf_counter() + 0.05
+    turns = 0
+    while time.perf_counter() < end:
+        flushes.after_step()
+        flushes.before_step(outputs)
+        turns += flushes.keep_others_waiting()
+    assert bool(turns) is shares
+    flushes.after_step()
+    time.sleep(0.005)  # the engine takes its time: others have had theirs
+    flushes.before_step(outputs)
+    assert not flushes.keep_others_waiting()
 
 
 async def test_a_client_that_does_not_read_gets_it_later_and_in_order() -> None:

@@ -98,6 +98,8 @@ class ReplaceableCore:
         while True:
             core = self._core
             try:
+                if self.flushes.keep_others_waiting():
+                    await asyncio.sleep(0)
                 self.flushes.after_step()
                 outputs: EngineCoreOutputs = await core.get_output_async()
             except Exception as error:
@@ -105,7 +107,7 @@ class ReplaceableCore:
                     logger.exception("The engine's output cannot be read")
                 await self._next_after(core)
                 continue
-            self.flushes.before_step()
+            self.flushes.before_step(len(outputs.outputs))
             self._last_step = time.monotonic()
             if outputs.scheduler_stats is not None:
                 self.scheduler_stats = outputs.scheduler_stats

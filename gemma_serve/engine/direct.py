@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+from vllm import envs
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 _AT_ONCE = 8  # streams written before others have their turn
 _WINDOW_SECONDS = 0.1
+_TURN_SECONDS = 0.002
+_NO_WAIT_SECONDS = 0.00005  # the queue had the next step already
 _SPARE, _FULL = 0.4, 0.8
 """Shares of the time: up to the first nothing is kept, from the second on for as long as is set."""
 
@@ -256,14 +259,23 @@ class Flushes:
         self._keep = 0.0
         self._dirty: list[DirectOutput] = []
         self._due: deque[DirectOutput] = deque()
-        self._since = self._measured = self._waits = time.perf_counter()
+        self._since = self._measured = self._waits = self._turn = time.perf_counter()
         self._waited = 0.0
+        self._shared = False
+        self._chunk: int = envs.VLLM_V1_OUTPUT_PROC_CHUNK_SIZE
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, output: DirectOutput) -> None:
         if not self._dirty:
             self._since = time.perf_counter()
         self._dirty.append(output)
+
+    def keep_others_waiting(self) -> bool:
+        """Small steps that had queued up have been processed one after the other for as long as one may."""
+        now = time.perf_counter()
+        if over := now - self._turn > _TURN_SECONDS:
+            self._turn = now
+        return over and not self._shared
 
     def after_step(self) -> None:
         """All outputs of a step have been processed, and the loop waits for the next."""
@@ -281,9 +293,14 @@ class Flushes:
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(left, self.flush)
 
-    def before_step(self) -> None:
-        """The engine has sent the next."""
-        self._waited += time.perf_counter() - self._waits
+    def before_step(self, outputs: int) -> None:
+        """The engine has sent the next, with so many outputs."""
+        self._shared = outputs > self._chunk  # in such a step AsyncLLM itself lets others have their turn
+        now = time.perf_counter()
+        waited = now - self._waits
+        self._waited += waited
+        if waited > _NO_WAIT_SECONDS:
+            self._turn = now
 
     def flush(self) -> None:
         if self._timer is not None:
