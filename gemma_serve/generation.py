@@ -14,6 +14,7 @@ from .cache import Answer, Origin, RepeatedHit
 from .clients import current_client
 from .engine.base import Engine, GenerationRequest, RelayKind, Sink, StreamHead, TokenStream
 from .errors import ServeError
+from .garbage import Bodies
 from .logs import RequestRecord, current_request
 from .metrics import Inference, Metrics
 from .models import Models
@@ -34,6 +35,7 @@ class Generator:
         self._admission = admission
         self._tokenizing = admission.beside(_TOKENIZED_AT_ONCE)
         self._metrics = metrics
+        self._bodies = Bodies()
 
     def require_room(self, body_bytes: int) -> None:
         """Refuse what could not be served before its body is read."""
@@ -104,6 +106,7 @@ class Generator:
         return answer
 
     async def _tokenize(self, kind: RelayKind, body: dict[str, Any], size: int) -> dict[str, Any]:
+        self._bodies.add(size)
         await self._models.enter(body["model"], size)
         try:
             slot = await self._tokenizing.enter(size, 1, current_client.get())
@@ -118,6 +121,7 @@ class Generator:
 
     async def _enter(self, body: dict[str, Any], size: int, model: str, answers: int = 1) -> Work:
         started = time.perf_counter()
+        self._bodies.add(size)
         await self._models.enter(model, size)
         try:
             await reserve_tokens(lambda: estimate_tokens(body))

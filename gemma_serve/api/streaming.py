@@ -88,6 +88,7 @@ async def until_disconnect(receive: Receive, work: Awaitable[T], seconds: float 
         task.uncancel()  # what follows (settling, telling the client) may wait
         raise reason from None
     finally:
+        reason = None  # its traceback knows this frame
         watcher.cancel()
         if timer is not None:
             timer.cancel()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gc
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from ..errors import ServeError, StartupError
+from ..garbage import search_everywhere
 from ..settings import Settings
 from .base import (
     Engine,
@@ -92,8 +92,7 @@ class EngineSwitch:
         await asyncio.shield(self._ending)
         self._ending = None
         del engine
-        gc.unfreeze()  # what was frozen when it began to serve would never be collected
-        gc.collect()  # its parts know each other, and hold the tokenizer and buffers
+        search_everywhere()  # its parts know each other, and hold the tokenizer and buffers
 
     async def run(self, settings: Settings) -> None:
         """Start the model of `settings`; returns when it is ready. Raises `StartupError`."""

@@ -20,12 +20,12 @@ from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.utils.request_logger import RequestLogger
 from vllm.renderers.online_renderer import OnlineRenderer
-from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.executor.abstract import Executor
 
-from ..errors import ContextLengthExceeded, InvalidRequest
+from ..errors import ContextLengthExceeded, InvalidRequest, ServeError
+from ..garbage import search_seldom
 from ..settings import Settings
 from .adapters import Adapters
 from .arguments import CPU_EXECUTOR, chosen, engine_arguments, model_path
@@ -41,6 +41,7 @@ from .relay import Relay, embeds, refuse_what_the_model_cannot
 from .short_prompts import keep_short_prompts_here
 from .step_stats import StepStats
 from .supervisor import Supervisor
+from .tidy_template import tidy_templates
 from .traces import trace_requests
 from .vllm_errors import map_error, mapped_errors, raise_for_error
 from .vllm_names import GenerationError
@@ -64,6 +65,7 @@ class EngineBuilder:
 
     def __init__(self, settings: Settings, set_phase: Callable[[str], None]) -> None:
         envs.disable_envs_cache()  # a model before this one had other sockets
+        tidy_templates()
         set_phase("reading the model's configuration")
         self._args = AsyncEngineArgs(**engine_arguments(settings))
         self._config = self._args.create_engine_config()
@@ -180,12 +182,15 @@ class VLLMServing:
         try:
             return await self._call(request)
         except Exception as error:
-            constrained = bool(request.body.get("structured_outputs") or request.body.get("response_format"))
-            failed = isinstance(error, GenerationError)
-            mapped = generation_failed(constrained) if failed else map_error(error)
-            if isinstance(mapped, ContextLengthExceeded):
-                mapped.param = "messages" if request.kind == "chat" else "prompt"
-            raise mapped from error
+            raise self._mapped(error, request) from error.with_traceback(None)
+
+    def _mapped(self, error: Exception, request: GenerationRequest) -> ServeError:
+        constrained = bool(request.body.get("structured_outputs") or request.body.get("response_format"))
+        failed = isinstance(error, GenerationError)
+        mapped = generation_failed(constrained) if failed else map_error(error)
+        if isinstance(mapped, ContextLengthExceeded):
+            mapped.param = "messages" if request.kind == "chat" else "prompt"
+        return mapped
 
     async def _call(self, request: GenerationRequest) -> Any:
         body = request.body | {"model": request.model}
@@ -263,5 +268,5 @@ async def serve(settings: Settings, llm: AsyncLLM, status: EngineStatus) -> VLLM
     renders = serving.renderer if hasattr(serving.renderer, "warmup") else serving.chat  # as in vLLM 0.26
     await asyncio.to_thread(renders.warmup)
     await warm_up(llm, settings.loading.warm_up_requests)
-    freeze_gc_heap()  # a full collection over what stays for ever stops every stream for 60 to 250 ms
+    search_seldom()
     return serving

@@ -47,7 +47,8 @@ def mapped_errors() -> Iterator[None]:
     except (ServeError, asyncio.CancelledError, GeneratorExit):
         raise
     except Exception as error:
-        raise map_error(error) from error
+        # What is told of its frames has been said; they know it, and the request.
+        raise map_error(error) from error.with_traceback(None)
 
 
 def map_error(error: BaseException) -> ServeError:
