@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import json
 import re
 import shutil
@@ -61,6 +60,7 @@ async def serve(cached: bool, words: int) -> None:
     """In the process that is measured."""
     from gemma_serve import logs
     from gemma_serve.app import create_app
+    from gemma_serve.garbage import search_seldom
     from gemma_serve.settings import Settings
     from tests.conftest import serving
     from tests.fake_engine import FakeEngine
@@ -80,8 +80,7 @@ async def serve(cached: bool, words: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, ended.set)
     engine = FakeEngine(tuple(f" word{number}" for number in range(words)))
     async with serving(create_app(settings, engine)) as url:
-        gc.collect()
-        gc.freeze()  # as the server does once its engine is ready
+        search_seldom()  # as the server does once its engine is ready
         print(f"Listening on {url}", flush=True)
         await ended.wait()
     print(f"generations {len(engine.requests)}", flush=True)

@@ -24,6 +24,7 @@ REQUESTS = {
     "streamed": CHAT | {"stream": True},
     "with tools": CHAT | {"tools": [TOOL]},
     "kept in the cache": CHAT | {"temperature": 0},
+    "streamed and kept": CHAT | {"temperature": 0, "stream": True, "max_tokens": 5},
     "too long": TOO_LONG,
     "refused by vLLM": CHAT | {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
 }
