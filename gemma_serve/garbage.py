@@ -1,8 +1,8 @@
 """When Python searches this process for garbage, which stops every stream: seldom.
 
-What a request leaves is freed without a search, unless its objects know each other in a circle; few do.
-Searching after every 700 new objects, as Python does, took a fifteenth of the CPU with 64 streams and an
-eighth with 256, and up to 85 ms at once.
+What a request leaves is freed without a search, unless it is in reference cycles, which only few make.
+Measured on an engine without a model: searching after every 700 new objects, as Python does, took 6.5% of
+the CPU with 64 streams and 11.7% with 256, and up to 85 ms at once; after 20,000, 0.4 and 2%.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def search_everywhere() -> None:
 
 
 class Bodies:
-    """Searches after 64 MB of requests: a circle of few objects may hold a large one.
+    """Searches after 64 MB of requests: a reference cycle of few objects may hold a large one.
 
     So it is with each image that pydantic looks at: what it builds knows an iterator, which knows it.
     """

@@ -73,7 +73,7 @@ async def test_one_whose_client_leaves_leaves_none(in_process: InProcess, search
         assert not garbage()
 
 
-class Circle:
+class Cycle:
     def __init__(self) -> None:
         self.itself: Any = self
 
@@ -81,7 +81,7 @@ class Circle:
 def test_large_bodies_are_searched_for() -> None:
     gc.disable()
     try:
-        bodies, lost = Bodies(), weakref.ref(Circle())
+        bodies, lost = Bodies(), weakref.ref(Cycle())
         for _ in range(6):
             bodies.add(10_000_000)
         assert lost() is not None

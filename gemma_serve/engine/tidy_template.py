@@ -10,7 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 class TidyTemplate(jinja2.Template):
-    """Takes the circles of a rendering apart: its macros know the variables, which know the macros."""
+    """Breaks the reference cycles of a rendering: its macros know the variables, which know the macros."""
 
     def render(self, *args: Any, **kwargs: Any) -> str:
         context = self.new_context(dict(*args, **kwargs))
