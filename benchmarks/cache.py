@@ -6,8 +6,9 @@ Serves an engine that answers at once, in a process of its own, with keys, limit
 one question again and again, whole and streamed: hits a second, their p99 and CPU time. First as fast as it
 can, so that p99 is how long the connections wait for each other; then with pauses that leave about 2,000 a
 second. libuv takes one new connection a round, so in short runs p99 is that of the first requests. Then
-every request is another question, with the cache on and off in turn, so that a busy machine slows both: CPU
-time of the server a request. At last 256 equal questions are asked at once. Needs wrk.
+every request is another question, with the cache on and off in turn, a second each, in one process: a busy
+machine slows both, and nothing else differs. CPU time of the server a request. At last 256 equal questions
+are asked at once. Needs wrk.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ sys.path.insert(0, str(ROOT))  # for the tests' engine
 
 KEY = "sk-benchmark-0123456789abcdef"
 BODY = {"messages": [{"role": "user", "content": "What are your opening hours?"}], "temperature": 0}
-ROUNDS, TURNS = 3, 9
+ROUNDS, TURNS = 3, 24
 
 _WRK = """
 local n = 0
@@ -56,8 +57,8 @@ end
 """
 
 
-async def serve(cached: bool, words: int) -> None:
-    """In the process that is measured."""
+async def serve(words: int) -> None:
+    """In the process that is measured: with the cache, and without it."""
     from gemma_serve import logs
     from gemma_serve.app import create_app
     from gemma_serve.garbage import search_seldom
@@ -66,29 +67,32 @@ async def serve(cached: bool, words: int) -> None:
     from tests.fake_engine import FakeEngine
 
     logs.configure("INFO", "json")
-    settings = Settings(
-        model={"name": "gemma-demo"},
-        security={
-            "api_keys": KEY,
-            "rate_limit_per_minute": 1_000_000_000,
-            "tokens_per_minute": 1_000_000_000,
-            "max_in_flight": 100_000,
-        },
-        cache={"enabled": cached},
-    )
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, ended.set)
     engine = FakeEngine(tuple(f" word{number}" for number in range(words)))
-    async with serving(create_app(settings, engine)) as url:
+    async with contextlib.AsyncExitStack() as servers:
+        urls = []
+        for cached in (True, False):
+            settings = Settings(
+                model={"name": "gemma-demo"},
+                security={
+                    "api_keys": KEY,
+                    "rate_limit_per_minute": 1_000_000_000,
+                    "tokens_per_minute": 1_000_000_000,
+                    "max_in_flight": 100_000,
+                },
+                cache={"enabled": cached},
+            )
+            urls.append(await servers.enter_async_context(serving(create_app(settings, engine))))
         search_seldom()  # as the server does once its engine is ready
-        print(f"Listening on {url}", flush=True)
+        print(*urls, flush=True)
         await ended.wait()
     print(f"generations {len(engine.requests)}", flush=True)
 
 
 class Server:
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
-        self.process, self.url = process, url
+    def __init__(self, process: subprocess.Popen[str], url: str, without: str) -> None:
+        self.process, self.url, self.without = process, url, without
 
     def cpu_seconds(self) -> float:
         times = psutil.Process(self.process.pid).cpu_times()
@@ -102,14 +106,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(cached: bool, words: int) -> Iterator[Server]:
-    command = [sys.executable, str(Path(__file__).resolve()), "--serve", "on" if cached else "off"]
-    process = subprocess.Popen(
-        [*command, "--words", str(words)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+def server(words: int) -> Iterator[Server]:
+    command = [sys.executable, str(Path(__file__).resolve()), "--serve", "--words", str(words)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
-        yield Server(process, process.stdout.readline().split()[-1])
+        yield Server(process, *process.stdout.readline().split())
     finally:
         if process.poll() is None:
             process.kill()
@@ -135,7 +137,7 @@ def wrk(
 
 
 def measure_hits(seconds: int, connections: int, words: int) -> None:
-    with server(True, words) as running:
+    with server(words) as running:
         for stream in (False, True):
             # A question of its own: the answer is to come as it was kept.
             body = BODY | {"stream": stream, "max_tokens": 1000 + stream}
@@ -149,27 +151,28 @@ def measure_hits(seconds: int, connections: int, words: int) -> None:
         print(json.dumps({"measured": "hits", "generations": running.end()}))
 
 
-def measure_misses(seconds: int, words: int) -> None:
+def measure_misses(words: int) -> None:
     for stream in (False, True):
         costs: dict[bool, list[float]] = {True: [], False: []}
-        with server(True, words) as on, server(False, words) as off:
+        with server(words) as running:
             for turn in range(TURNS + 1):
-                for cached, running in ((True, on), (False, off)):
+                for cached in (turn % 2 == 0, turn % 2 == 1):
                     before = running.cpu_seconds()
                     # Another body each turn: else its questions would be known.
                     body = BODY | {"stream": stream, "max_tokens": 100 + turn}
-                    result = wrk(running.url, body, max(1, seconds // 4), 1, True)
+                    result = wrk(running.url if cached else running.without, body, 1, 1, True)
                     if turn:  # the first warms up
                         cost = (running.cpu_seconds() - before) / result["requests"] * 1e6
                         costs[cached].append(cost)
-        more = [round(one - other, 1) for one, other in zip(costs[True], costs[False], strict=True)]
+        more = [one - other for one, other in zip(costs[True], costs[False], strict=True)]
         row: dict[str, Any] = {"measured": "misses", "stream": stream}
         row |= {f"cpu_us_{name}": round(statistics.median(costs[name == "on"]), 1) for name in ("on", "off")}
-        print(json.dumps(row | {"median_difference_us": statistics.median(more), "differences_us": more}))
+        quartiles = [round(value, 1) for value in statistics.quantiles(more, n=4)]
+        print(json.dumps(row | {"quartiles_of_the_difference_us": quartiles}), flush=True)
 
 
 async def stampede(words: int) -> None:
-    with server(True, words) as running:
+    with server(words) as running:
         async with clients(running.url) as http:
             answers = await asyncio.gather(
                 *(http.post("/v1/chat/completions", json=BODY | {"stream": n % 2 == 0}) for n in range(256))
@@ -192,18 +195,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=int, default=10, help="length of each measurement")
+    parser.add_argument("--seconds", type=int, default=10, help="length of each measurement of hits")
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--words", type=int, default=32, help="of an answer; each is a delta")
-    parser.add_argument("--serve", choices=["on", "off"], help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        uvloop.run(serve(options.serve == "on", options.words))  # as `gemma-server serve` does
+        uvloop.run(serve(options.words))  # as `gemma-server serve` does
         return
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is missing: apt-get install wrk")
     measure_hits(options.seconds, options.connections, options.words)
-    measure_misses(options.seconds, options.words)
+    measure_misses(options.words)
     asyncio.run(stampede(options.words))
 
 

@@ -12,9 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
+from gemma_serve.app import create_app
 from gemma_serve.garbage import Bodies
+from gemma_serve.settings import Settings
 
-from .conftest import InProcess, until
+from .conftest import InProcess, serving, until
+from .fake_engine import FakeEngine
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -23,8 +26,6 @@ REQUESTS = {
     "whole": CHAT,
     "streamed": CHAT | {"stream": True},
     "with tools": CHAT | {"tools": [TOOL]},
-    "kept in the cache": CHAT | {"temperature": 0},
-    "streamed and kept": CHAT | {"temperature": 0, "stream": True, "max_tokens": 5},
     "too long": TOO_LONG,
     "refused by vLLM": CHAT | {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
 }
@@ -70,6 +71,19 @@ async def test_one_whose_client_leaves_leaves_none(in_process: InProcess, search
             await anext(answer.aiter_lines())
         await until(lambda: in_process.unfinished() == 0)
         await asyncio.sleep(0)
+        assert not garbage()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_what_the_cache_keeps_leaves_none(searched: None, streamed: bool) -> None:
+    settings = Settings(model={"name": "gemma-demo"}, cache={"enabled": True})
+    body = CHAT | {"temperature": 0, "stream": streamed}
+    async with serving(create_app(settings, FakeEngine())) as url, httpx.AsyncClient(base_url=url) as client:
+        asked = [client.post("/v1/chat/completions", json=body) for _ in range(3)]
+        answers = [*await asyncio.gather(*asked), await client.post("/v1/chat/completions", json=body)]
+        kinds = Counter(answer.headers["x-cache"] for answer in answers)
+        assert kinds["miss"] == 1 and kinds["hit"] >= 1 and kinds.total() == 4
         assert not garbage()
 
 

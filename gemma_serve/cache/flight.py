@@ -34,8 +34,8 @@ class Flight:
         self.source: StreamHead | None = None
         """What the engine streams; None before it has begun, and when it answers whole."""
         self.seats: list[Seat] = []
-        self.payer: Seat | None = None
-        """The first of those who were there when it ended: the tokens count for it."""
+        self.listening: tuple[Seat, ...] = ()
+        """Those whose sinks have all that came, and are given what comes at once."""
         self.task: asyncio.Task[None] | None = None
         """That generates; the last to leave cancels it."""
         self.on_first_token: Callable[[], None] = lambda: None
@@ -74,15 +74,29 @@ class Flight:
         if not self.pieces:
             self.on_first_token()
         self.pieces.append(delta)
+        for seat in self.listening:
+            try:
+                seat.sink.put(delta)
+            except Exception as error:  # it is this one's trouble, not that of the others
+                seat.fail(error)
 
     def put_texts(self, texts: list[str]) -> None:
         if not self.pieces:
             self.on_first_token()
         self.pieces.append(Run(0, texts))
+        for seat in self.listening:
+            try:
+                seat.sink.put_texts(texts)
+            except Exception as error:
+                seat.fail(error)
 
     def flush(self) -> bool:
-        for seat in self.seats:
-            seat.flush()
+        for seat in self.listening:
+            try:
+                if not seat.sink.flush():
+                    seat.stop_listening()
+            except Exception as error:
+                seat.fail(error)
         return True
 
     async def drain(self) -> None:
@@ -92,7 +106,8 @@ class Flight:
         """Only the first call counts. `found` is an answer that nobody has to pay for."""
         if self.ended:
             return
-        self.payer = self.seats[0] if self.seats and not found else None
+        if self.seats and not found:
+            self.seats[0].pays = True
         if isinstance(result, Answer):
             self.answer, self.found = result, found
         elif isinstance(result, ServeError):
@@ -112,8 +127,8 @@ class Flight:
 
     def _land(self) -> None:
         self._on_end(self)
-        for seat in self.seats:
-            seat.wake()
+        for seat in self.listening:
+            seat.stop_listening()
         _wake(self._for_the_start)
         _wake(self._for_the_end)
 
@@ -145,17 +160,15 @@ class Seat:
     def __init__(self, flight: Flight, begins: bool) -> None:
         self.flight = flight
         self.begins = begins
+        self.pays = False
+        """The tokens count for the first of those who were there when it ended."""
         self.left = False
-        self._sink: Sink | None = None
+        self.sink: Sink
+        """While it listens."""
         self._position = 0
         """How many of the flight's pieces the sink has."""
-        self._unwritten = self._draining = False
         self._error: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    @property
-    def pays(self) -> bool:
-        return self.flight.payer is self
+        self._waiter: asyncio.Future[None]
 
     @property
     def alone(self) -> bool:
@@ -168,52 +181,48 @@ class Seat:
         if flight.error is not None and not flight.pieces:
             raise flight.error.with_traceback(None)
 
-    def flush(self) -> None:
-        """Give the sink what has come since. Who is slow gets it when it has written what it has."""
-        if self._sink is None or self._draining:
-            return
-        try:
-            self._take(self._sink)
-            self._unwritten = not self._sink.flush()
-        except Exception as error:  # it is this one's trouble, not that of the others
-            self._sink, self._error = None, error
-            self.wake()
-        if self._unwritten:
-            self.wake()
-
-    def _take(self, sink: Sink) -> None:
-        pieces, position = self.flight.pieces, self._position
-        self._position = len(pieces)
-        put_pieces(sink, pieces[position:] if position else pieces)
-
-    def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     async def feed(self, sink: Sink) -> None:
         """Give `sink` all that was and all that comes. Raises `ServeError`."""
         flight = self.flight
-        self._sink = sink
-        try:
-            while self._error is None:
-                if self._unwritten or self._position < len(flight.pieces):
-                    self._unwritten, self._draining = False, True
-                    self._take(sink)
-                    await sink.drain()
-                    self._draining = False
-                elif flight.ended:
-                    break
-                else:
-                    self._waiter = asyncio.get_running_loop().create_future()
-                    await self._waiter
-        finally:
-            self._sink = None
-        if self._error is not None:
-            raise self._error
+        while True:
+            if behind := flight.pieces[self._position :]:
+                self._position += len(behind)
+                put_pieces(sink, behind)
+            await sink.drain()
+            if self._position < len(flight.pieces):
+                continue
+            if flight.ended:
+                break
+            await self._listen(sink)
         answer = await flight.landed()
         if not flight.pieces:  # it was not streamed
             put_pieces(sink, answer.pieces())
             await sink.drain()
+
+    async def _listen(self, sink: Sink) -> None:
+        """Until the flight ends, or `sink` has to be waited for. Raises what the sink does."""
+        self.sink = sink
+        self._waiter = asyncio.get_running_loop().create_future()
+        self.flight.listening += (self,)
+        try:
+            await self._waiter
+        finally:
+            self.stop_listening()
+            del self.sink
+        if self._error is not None:
+            raise self._error
+
+    def stop_listening(self) -> None:
+        flight = self.flight
+        if self in flight.listening:
+            self._position = len(flight.pieces)
+            flight.listening = tuple(seat for seat in flight.listening if seat is not self)
+        if not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        self._error = error
+        self.stop_listening()
 
     async def leave(self) -> None:
         """The last to leave stops the generation; a second call does nothing."""
