@@ -34,8 +34,6 @@ class Flight:
         self.source: StreamHead | None = None
         """What the engine streams; None before it has begun, and when it answers whole."""
         self.seats: list[Seat] = []
-        self.listening: tuple[Seat, ...] = ()
-        """Those whose sinks have all that came, and are given what comes at once."""
         self.task: asyncio.Task[None] | None = None
         """That generates; the last to leave cancels it."""
         self.on_first_token: Callable[[], None] = lambda: None
@@ -74,9 +72,10 @@ class Flight:
         if not self.pieces:
             self.on_first_token()
         self.pieces.append(delta)
-        for seat in self.listening:
+        for seat in self.seats:
             try:
-                seat.sink.put(delta)
+                if seat.sink is not None:
+                    seat.sink.put(delta)
             except Exception as error:  # it is this one's trouble, not that of the others
                 seat.fail(error)
 
@@ -84,16 +83,17 @@ class Flight:
         if not self.pieces:
             self.on_first_token()
         self.pieces.append(Run(0, texts))
-        for seat in self.listening:
+        for seat in self.seats:
             try:
-                seat.sink.put_texts(texts)
+                if seat.sink is not None:
+                    seat.sink.put_texts(texts)
             except Exception as error:
                 seat.fail(error)
 
     def flush(self) -> bool:
-        for seat in self.listening:
+        for seat in self.seats:
             try:
-                if not seat.sink.flush():
+                if seat.sink is not None and not seat.sink.flush():
                     seat.stop_listening()
             except Exception as error:
                 seat.fail(error)
@@ -127,8 +127,9 @@ class Flight:
 
     def _land(self) -> None:
         self._on_end(self)
-        for seat in self.listening:
-            seat.stop_listening()
+        for seat in self.seats:
+            if seat.sink is not None:
+                seat.stop_listening()
         _wake(self._for_the_start)
         _wake(self._for_the_end)
 
@@ -163,10 +164,10 @@ class Seat:
         self.pays = False
         """The tokens count for the first of those who were there when it ended."""
         self.left = False
-        self.sink: Sink
-        """While it listens."""
+        self.sink: Sink | None = None
+        """It has all that came, and is given what comes at once; None while it has to be waited for."""
         self._position = 0
-        """How many of the flight's pieces the sink has."""
+        """How many of the flight's pieces `feed` has given its sink."""
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None]
 
@@ -203,20 +204,16 @@ class Seat:
         """Until the flight ends, or `sink` has to be waited for. Raises what the sink does."""
         self.sink = sink
         self._waiter = asyncio.get_running_loop().create_future()
-        self.flight.listening += (self,)
         try:
             await self._waiter
         finally:
-            self.stop_listening()
-            del self.sink
+            self.sink = None
         if self._error is not None:
             raise self._error
 
     def stop_listening(self) -> None:
-        flight = self.flight
-        if self in flight.listening:
-            self._position = len(flight.pieces)
-            flight.listening = tuple(seat for seat in flight.listening if seat is not self)
+        self.sink = None
+        self._position = len(self.flight.pieces)
         if not self._waiter.done():
             self._waiter.set_result(None)
 
