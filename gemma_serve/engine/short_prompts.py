@@ -41,9 +41,14 @@ def _is_short(conversation: list[Any]) -> bool:
     length = 0
     for message in conversation:
         content = message.get("content")
-        if not isinstance(content, str) or message.get("tool_calls"):
+        if message.get("tool_calls"):
             return False
-        length += 20 + len(content)  # an empty message has its markup
+        for part in [content] if isinstance(content, str) else content or ():
+            text = part if isinstance(part, str) else part.get("text")
+            if not isinstance(text, str):
+                return False
+            length += len(text)
+        length += 20  # an empty message has its markup
     return length <= LONGEST
 
 
