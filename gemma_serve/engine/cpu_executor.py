@@ -13,6 +13,7 @@ from vllm.utils.ompmultiprocessing import OMPProcessManager
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from ..errors import StartupError
+from .cpu_sampling import sort_less
 
 
 class CPUExecutor(UniProcExecutor):  # type: ignore[misc]
@@ -24,6 +25,7 @@ class CPUExecutor(UniProcExecutor):  # type: ignore[misc]
     """
 
     def _init_executor(self) -> None:
+        sort_less()
         super()._init_executor()
         _let_threads_go(os.sched_getaffinity(os.getppid()))
 
