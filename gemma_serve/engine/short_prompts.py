@@ -43,13 +43,14 @@ def _is_short(conversation: list[Any]) -> bool:
         content = message.get("content")
         if message.get("tool_calls"):
             return False
-        for part in [content] if isinstance(content, str) else content or ():
+        for part in [content] if isinstance(content, str) else content or [""]:
             text = part if isinstance(part, str) else part.get("text")
             if not isinstance(text, str):
                 return False
-            length += len(text)
-        length += 20  # an empty message has its markup
-    return length <= LONGEST
+            length += 20 + len(text)  # an empty one has its markup, or the template's attention
+            if length > LONGEST:
+                return False
+    return True
 
 
 def _done(work: Callable[..., Any], *args: Any, **options: Any) -> asyncio.Future[Any]:
