@@ -32,6 +32,9 @@ _CANCEL_SECONDS = 1
 """How long a cancelled request may take to tell its client."""
 _OTHER_FILES = 512
 """Besides connections: the engine's sockets and pipes, Redis, images that are fetched."""
+_LISTENERS = 8
+"""Descriptors of the one listening socket. libuv accepts one connection from each in a round of the loop, and
+a round in which requests begin takes milliseconds: of hundreds that come together the last would wait."""
 
 
 def run(settings: Settings, engine: Engine | None = None) -> NoReturn:
@@ -74,7 +77,7 @@ def run(settings: Settings, engine: Engine | None = None) -> NoReturn:
     logger.info("Listening on %s; loading %s", url, settings.model.name)
     try:
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(server.serve(sockets=[sock]))
+            runner.run(server.serve(sockets=[sock, *(sock.dup() for _ in range(_LISTENERS - 1))]))
     except KeyboardInterrupt:
         pass  # before uvicorn listened to signals
     code = 1 if failed or not server.started else 0
