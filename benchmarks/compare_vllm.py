@@ -166,6 +166,7 @@ def warm(server: str, engine: str, round: int, options: argparse.Namespace, logs
     log = logs / f"{engine}-{server}-{round}.log"
     with serving(server, engine, options.stream_interval, log) as started:
         load(started, 4, 8, 16)
+        started.settle()
         started.mark_memory()
         yield started
 
@@ -189,6 +190,7 @@ def together(engine: str, options: argparse.Namespace, logs: Path) -> Iterator[R
                 for clients in options.clients:
                     for name in SERVERS if round % 2 == 0 else reversed(SERVERS):
                         yield measured(servers[name], engine, name, clients, round, options, mode == "whole")
+                        servers[name].settle()  # or the next would be measured beside it
 
 
 async def raw(clients: int, requests: int, tokens: int, engine: str) -> float:

@@ -49,6 +49,21 @@ class Server:
     def rss_mb(self) -> float:
         return float(psutil.Process(self.process.pid).memory_info().rss / 1e6)
 
+    def settle(self, seconds: float = 5) -> None:
+        """Until its processes rest: a worker of vLLM looks for work, on its core, a second after its last."""
+        family = [psutil.Process(self.process.pid)]
+        family += family[0].children(recursive=True)
+
+        def used() -> float:
+            return sum(sum(process.cpu_times()[:2]) for process in family)
+
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            before = used()
+            time.sleep(0.2)
+            if used() - before < 0.02:
+                return
+
     def mark_memory(self) -> None:
         """`growth_mb` counts from here."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")  # the peak is the present size
