@@ -84,6 +84,11 @@ def test_the_core_can_be_replaced() -> None:
         field.name for field in dataclasses.fields(BackgroundResources)
     }
     assert "self.processes" in inspect.getsource(CoreEngineProcManager.__init__)
+    # What `Receiver` takes over, and that nothing else reads.
+    ensure = inspect.getsource(AsyncMPClient._ensure_output_queue_task)
+    assert ensure.count("output_socket.") == 1
+    assert "output_socket = resources.output_socket" in ensure
+    assert "await output_socket.recv_multipart(copy=False)" in ensure
     assert "self.engine_core.resources.engine_dead" in inspect.getsource(AsyncLLM.errored.fget)
     assert {"tokenizer", "request", "prompt", "parent_req", "request_index", "queue", "log_stats"} <= set(
         inspect.signature(RequestState.from_new_request).parameters
