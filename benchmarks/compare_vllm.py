@@ -193,7 +193,7 @@ def together(engine: str, options: argparse.Namespace, logs: Path) -> Iterator[R
                         servers[name].settle()  # or the next would be measured beside it
 
 
-async def raw(clients: int, requests: int, tokens: int, engine: str) -> float:
+async def raw(clients: int, requests: int, tokens: int, stream_interval: int, engine: str) -> float:
     """Tokens/s of `AsyncLLM.generate` for the prompts of `load`, whose deltas are read and dropped."""
     from transformers import AutoTokenizer
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -206,6 +206,7 @@ async def raw(clients: int, requests: int, tokens: int, engine: str) -> float:
         model=str(MODEL),
         max_num_seqs=1024 if engine == "null" else 256,
         kv_cache_memory_bytes=CACHE_BYTES,
+        stream_interval=stream_interval,
         enable_chunked_prefill=None if gpus() else False,
         **backend,
     )
@@ -238,7 +239,8 @@ async def raw(clients: int, requests: int, tokens: int, engine: str) -> float:
 
 def raw_row(engine: str, clients: int, round: int, options: argparse.Namespace) -> Row:
     requests = max(2 * clients, options.requests)
-    command = [sys.executable, __file__, "--raw", engine, str(clients), str(requests), str(options.tokens)]
+    numbers = (clients, requests, options.tokens, options.stream_interval)
+    command = [sys.executable, __file__, "--raw", engine, *map(str, numbers)]
     environ = os.environ | ENVIRON
     result = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=1800)
     rate = float(result.stdout.strip().splitlines()[-1])
@@ -339,10 +341,10 @@ def ratio(ours: list[Row], theirs: list[Row], field: str) -> str:
 def main() -> None:
     if sys.argv[1:2] == ["--raw"]:
         engine, *numbers = sys.argv[2:]
-        clients, requests, tokens = map(int, numbers)
+        clients, requests, tokens, stream_interval = map(int, numbers)
         import uvloop
 
-        print(uvloop.run(raw(clients, requests, tokens, engine)))
+        print(uvloop.run(raw(clients, requests, tokens, stream_interval, engine)))
         return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
