@@ -8,8 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import zmq
-import zmq.asyncio
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from gemma_serve.engine import restarts, vllm_engine
@@ -161,8 +159,7 @@ class MortalCore:
     """What `ReplaceableCore` needs of vLLM's client of an engine process."""
 
     def __init__(self) -> None:
-        socket = zmq.asyncio.Context().socket(zmq.PULL)
-        self.resources = SimpleNamespace(engine_dead=False, engine_manager=None, output_socket=socket)
+        self.resources = SimpleNamespace(engine_dead=False, engine_manager=None)
         self.utility_results: dict[int, asyncio.Future[Any]] = {}
         self.dead = asyncio.Event()
 
@@ -200,4 +197,3 @@ async def test_an_engine_that_dies_while_it_warms_up_has_failed_to_load(
             await asyncio.sleep(0.01)
     assert set(states) == {EngineState.LOADING, EngineState.FAILED}
     assert engine.status.error is not None and "while it warmed up" in engine.status.error
-    mortal.resources.output_socket.close()

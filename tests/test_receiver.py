@@ -110,8 +110,11 @@ def test_a_closed_socket_leaves_no_reader_behind(run: Run, address: str) -> None
     async def read() -> None:
         socket = receiving(address)
         descriptor = socket.FD
+        waiting = asyncio.ensure_future(socket.recv_multipart(copy=False))
+        await asyncio.sleep(0)
         close(socket)
         assert not asyncio.get_running_loop().remove_reader(descriptor)
+        waiting.cancel()
 
     run(read())
 
@@ -122,6 +125,8 @@ def test_a_socket_outlives_its_loop(address: str) -> None:
 
     async def read() -> None:
         sockets.append(receiving(address))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(sockets[0].recv_multipart(copy=False), 0.01)
 
     asyncio.run(read())
     close(sockets[0])

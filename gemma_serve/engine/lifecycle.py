@@ -115,11 +115,9 @@ class VLLMEngine:
                 llm = await self._in_daemon_thread(self._load)
             self._output, self._load_seconds = output, time.monotonic() - started
             from .core import ReplaceableCore
-            from .receiver import Receiver
             from .vllm_engine import serve
 
             self._phase("warming up")
-            Receiver(llm.engine_core.resources.output_socket)
             self._core = ReplaceableCore(llm.engine_core, llm.output_processor, self._on_death)
             llm.engine_core = self._core
             async with every(_WATCH_SECONDS, self._notice_death):
@@ -245,11 +243,7 @@ class VLLMEngine:
 
     async def _start_core(self, builder: EngineBuilder) -> AsyncMPClient:
         seconds = max(_SHORTEST_RESTART, _RESTART_BY_LOAD * self._load_seconds)
-        from .receiver import Receiver
-
-        core = await _within(seconds, self._in_daemon_thread(builder.core), "start")
-        Receiver(core.resources.output_socket)
-        return core
+        return await _within(seconds, self._in_daemon_thread(builder.core), "start")
 
     async def stop(self) -> None:
         self._stopping = True

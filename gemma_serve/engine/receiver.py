@@ -13,20 +13,22 @@ import zmq.asyncio
 
 
 class Receiver:
-    """Reads for `socket`, in the loop that runs, until the socket is closed."""
+    """Reads for `socket` from now on, in the loop that asks first, until the socket is closed."""
 
     def __init__(self, socket: zmq.asyncio.Socket) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Socket.shadow(socket)
-        self._close = socket.close
-        self._loop = asyncio.get_running_loop()
-        self._waiting: asyncio.Future[None] | None = None
         self._descriptor: int = self._socket.FD
-        self._loop.add_reader(self._descriptor, self._wake)
+        self._close = socket.close
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: asyncio.Future[None] | None = None
         socket.recv_multipart = self.recv_multipart  # type: ignore[assignment, method-assign]
         socket.close = self.close  # type: ignore[method-assign]
 
     async def recv_multipart(self, *, copy: Literal[False]) -> list[zmq.Frame]:
         """A message that is there comes without a round of the loop. For one caller at a time."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._loop.add_reader(self._descriptor, self._wake)
         while True:
             try:
                 frames = [self._socket.recv(zmq.DONTWAIT, copy=copy)]
@@ -40,7 +42,7 @@ class Receiver:
             return frames
 
     def close(self, linger: int | None = None) -> None:
-        if not self._loop.is_closed():
+        if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._descriptor)
         self._close(linger)
 

@@ -37,6 +37,7 @@ from .families import family_of, template_text
 from .greedy import RepeatedStream, copies, repeat_answer
 from .identity import identity_of
 from .media import register_connector
+from .receiver import Receiver
 from .relay import Relay, embeds, refuse_what_the_model_cannot
 from .short_prompts import keep_short_prompts_here
 from .step_stats import StepStats
@@ -74,23 +75,27 @@ class EngineBuilder:
         """The engine, with a core."""
         args = self._args
         with self._starting():
-            return AsyncLLM.from_vllm_config(
+            llm = AsyncLLM.from_vllm_config(
                 vllm_config=copy.deepcopy(self._config),  # a core writes into it what it has measured
                 enable_log_requests=args.enable_log_requests,
                 aggregate_engine_logging=args.aggregate_engine_logging,
                 disable_log_stats=args.disable_log_stats,
                 stat_loggers=None if args.disable_log_stats else [StepStats],
             )
+        Receiver(llm.engine_core.resources.output_socket)
+        return llm
 
     def core(self) -> AsyncMPClient:
         """Another core of the same kind."""
         config = copy.deepcopy(self._config)
         with self._starting():
-            return EngineCoreClient.make_async_mp_client(
+            core = EngineCoreClient.make_async_mp_client(
                 vllm_config=config,
                 executor_class=Executor.get_class(config),
                 log_stats=not self._args.disable_log_stats,
             )
+        Receiver(core.resources.output_socket)
+        return core
 
     def _starting(self) -> AbstractContextManager[None]:
         if self._config.parallel_config.distributed_executor_backend != CPU_EXECUTOR:
