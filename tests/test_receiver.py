@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ def close(socket: zmq.asyncio.Socket | zmq.Socket[bytes]) -> None:
     context.term()
 
 
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[tuple[zmq.asyncio.Socket, zmq.Socket[bytes]]]:
+    socket, sender = receiving(address), sending(address)
+    yield socket, sender
+    close(sender)
+    close(socket)
+
+
 def test_all_that_was_sent_comes_whole_and_in_order(run: Run, address: str) -> None:
     sent = [[b"%d" % number] * (1 + number % 3) for number in range(3000)]
     asked = threading.Event()
@@ -78,30 +87,26 @@ def test_all_that_was_sent_comes_whole_and_in_order(run: Run, address: str) -> N
 
 def test_others_go_on_while_it_waits(run: Run, address: str) -> None:
     async def read() -> None:
-        socket, sender = receiving(address), sending(address)
-        waiting = asyncio.ensure_future(socket.recv_multipart(copy=False))
-        for _ in range(100):
-            await asyncio.sleep(0)
-        assert not waiting.done()
-        sender.send(b"token")
-        assert [frame.bytes for frame in await asyncio.wait_for(waiting, 20)] == [b"token"]
-        close(sender)
-        close(socket)
+        with connected(address) as (socket, sender):
+            waiting = asyncio.ensure_future(socket.recv_multipart(copy=False))
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert not waiting.done()
+            sender.send(b"token")
+            assert [frame.bytes for frame in await asyncio.wait_for(waiting, 20)] == [b"token"]
 
     run(read())
 
 
 def test_nothing_is_lost_to_a_reader_that_was_cancelled(run: Run, address: str) -> None:
     async def read() -> None:
-        socket, sender = receiving(address), sending(address)
-        waiting = asyncio.ensure_future(socket.recv_multipart(copy=False))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        sender.send(b"token")
-        frames = await asyncio.wait_for(socket.recv_multipart(copy=False), 20)
-        assert [frame.bytes for frame in frames] == [b"token"]
-        close(sender)
-        close(socket)
+        with connected(address) as (socket, sender):
+            waiting = asyncio.ensure_future(socket.recv_multipart(copy=False))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            sender.send(b"token")
+            frames = await asyncio.wait_for(socket.recv_multipart(copy=False), 20)
+            assert [frame.bytes for frame in frames] == [b"token"]
 
     run(read())
 

@@ -1,6 +1,6 @@
 """Reads what an engine core sends without pyzmq's futures, of which each message would take some.
 
-At one stream each token is a message of its own: `zmq.asyncio` was half of what the event loop did.
+At one stream each token is a message of its own: `zmq.asyncio` was a quarter of what the event loop did.
 """
 
 from __future__ import annotations
