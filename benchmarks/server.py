@@ -55,13 +55,17 @@ class Server:
         family += family[0].children(recursive=True)
 
         def used() -> float:
-            return sum(sum(process.cpu_times()[:2]) for process in family)
+            total = 0.0
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):  # a short-lived one
+                    total += sum(process.cpu_times()[:2])
+            return total
 
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             before = used()
             time.sleep(0.2)
-            if used() - before < 0.02:
+            if abs(used() - before) < 0.02:  # less than before: one has just ended
                 return
 
     def mark_memory(self) -> None:

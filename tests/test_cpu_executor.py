@@ -18,6 +18,7 @@ from gemma_serve.errors import StartupError
 from gemma_serve.settings import Settings
 
 from .conftest import ServerProcess
+from .processes import below
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="vLLM runs on another device here")
 
@@ -40,7 +41,7 @@ def test_it_is_ours_unless_another_is_asked_for_or_needed() -> None:
 
 def test_the_engine_is_one_process_beside_a_free_cpu(live: ServerProcess) -> None:
     api = psutil.Process(live.process.pid)
-    (engine,) = [child for child in api.children(recursive=True) if "EngineCore" in child.name()]
+    (engine,) = below(api.pid, "EngineCore")
     assert not engine.children()
     if (os.cpu_count() or 1) > 1:
         anywhere = os.sched_getaffinity(api.pid)

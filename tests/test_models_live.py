@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +20,7 @@ import yaml
 from safetensors.torch import save_file
 
 from .conftest import ServerProcess, start_server
+from .processes import below
 from .tiny_models import SIZE, make_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
@@ -146,19 +146,9 @@ class Clients:
         return "two" if '"model":"two"' in lines[0] else "one"
 
 
-def below(server: ServerProcess) -> list[psutil.Process]:
-    """vLLM's processes; Python's resource tracker stays for all of them."""
-    found = []
-    for child in psutil.Process(server.process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it ends just now
-            if not any("resource_tracker" in word for word in child.cmdline()):
-                found.append(child)
-    return found
-
-
 def memory(server: ServerProcess) -> int:
     """Bytes, of the server and what runs below it."""
-    processes = [psutil.Process(server.process.pid), *below(server)]
+    processes = [psutil.Process(server.process.pid), *below(server.process.pid)]
     return sum(process.memory_full_info().pss for process in processes)
 
 
@@ -169,7 +159,7 @@ async def swap_under_load(models: Models, times: int, say: Callable[[str], None]
     wanted = text_of(await ask(client))
     async with clients.at_work(16):
         for number in range(2 * times):
-            before = below(server)
+            before = below(server.process.pid)
             assert before
             started = time.monotonic()
             model = ("two", "one")[number % 2]
@@ -178,7 +168,7 @@ async def swap_under_load(models: Models, times: int, say: Callable[[str], None]
             assert answer.json()["state"] == "ready"
             say(f"{model} after {time.monotonic() - started:.1f} s")
             assert not any(process.is_running() for process in before)
-            assert len(below(server)) == len(before)
+            assert len(below(server.process.pid)) == len(before)
             seen = clients.answered.get(model, 0)
             async with asyncio.timeout(60):
                 while clients.answered.get(model, 0) < seen + 32:
@@ -200,13 +190,13 @@ async def test_swaps_under_load_lose_nothing_and_leave_nothing(models: Models) -
 async def test_what_cannot_be_loaded_leaves_the_old_model_at_work(models: Models) -> None:
     server, client = models
     wanted = text_of(await ask(client))
-    engine = below(server)
+    engine = below(server.process.pid)
     for model, told in (("empty", "no config.json"), ("missing", "neither as a local folder nor")):
         answer = await change(client, model)
         error = answer.json()["error"]
         assert (answer.status_code, error["code"]) == (500, "model_load_failed")
         assert told in error["message"] and "\n" not in error["message"]
-        assert below(server) == engine  # it has not even been interrupted
+        assert below(server.process.pid) == engine  # it has not even been interrupted
     for model, told in (("weightless", "model weights"), ("huge", "does not fit into")):
         answer = await change(client, model)
         error = answer.json()["error"]
@@ -220,10 +210,10 @@ async def test_what_cannot_be_loaded_leaves_the_old_model_at_work(models: Models
 async def test_a_new_engine_that_is_killed_while_it_loads_brings_the_old_one_back(models: Models) -> None:
     server, client = models
     wanted = text_of(await ask(client))
-    before = below(server)
+    before = below(server.process.pid)
     swap = asyncio.create_task(change(client, "two"))
     async with asyncio.timeout(120):
-        while not (fresh := [one for one in below(server) if one not in before]):
+        while not (fresh := [one for one in below(server.process.pid) if one not in before]):
             await asyncio.sleep(0.05)
     for process in fresh:
         process.kill()
@@ -248,7 +238,7 @@ async def test_unload_frees_everything_and_an_adapter_comes_back_with_its_model(
     assert (await client.post("/v1/models/one/adapters", json=nothing)).status_code == 400
 
     assert (await change(client, "one", "unload")).status_code == 200
-    assert below(server) == []
+    assert below(server.process.pid) == []
     assert (await client.get("/health/ready")).json()["status"] == "unloaded"
     assert (await client.get("/health/live")).status_code == 200
     assert (await change(client, "one")).status_code == 200
@@ -291,10 +281,10 @@ async def test_who_outlasts_the_drain_is_told_and_the_server_ends_in_the_midst_o
             assert json.loads(line.removeprefix("data: "))["error"].items() >= told.items(), line
         answer = await whole
         assert answer.status_code == 503 and answer.json()["error"].items() >= told.items(), answer.text
-        assert below(server) == []
+        assert below(server.process.pid) == []
         assert (await client.post("/v1/models/two/load")).status_code == 202
         async with asyncio.timeout(120):
-            while not below(server):
+            while not below(server.process.pid):
                 await asyncio.sleep(0.05)
 
 

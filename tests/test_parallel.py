@@ -15,8 +15,8 @@ from gemma_serve.engine.node import Node
 from gemma_serve.errors import StartupError
 from gemma_serve.settings import Settings
 
-from .chaos.conftest import engine_process
 from .conftest import ServerProcess, start_server
+from .processes import below
 
 pytestmark = [
     pytest.mark.slow,
@@ -60,7 +60,8 @@ def test_tensor_parallel() -> None:
             disturbed = pool.submit(answer, server.url, 256)
             while metrics(server.url)["running"] == 0:
                 assert not disturbed.done()
-            engine_process(server, "Worker_TP1").kill()
+            (worker,) = below(server.process.pid, "Worker_TP1")
+            worker.kill()
             assert disturbed.result() == undisturbed
         assert server.text.count("gemma-demo: restarting") == 1
         assert "Worker_TP0" in server.text

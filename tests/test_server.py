@@ -17,20 +17,13 @@ import psutil
 import pytest
 
 from .conftest import ServerProcess, start, start_server, until
+from .processes import below, gone
 
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
 
-def descendants(server: ServerProcess) -> list[psutil.Process]:
-    return list(psutil.Process(server.process.pid).children(recursive=True))
-
-
 def sockets_in(folder: str) -> list[Path]:
     return list(Path(folder).glob("gemma-serve-*"))
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
 def test_the_port_is_open_while_the_model_loads_and_sigterm_ends_it_then() -> None:
@@ -45,7 +38,7 @@ def test_the_port_is_open_while_the_model_loads_and_sigterm_ends_it_then() -> No
         answer = client.post("/v1/chat/completions", json=HELLO)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     server.wait_for("loading the weights")
-    children = descendants(server)
+    children = below(server.process.pid)
     assert server.end() == 0
     assert not psutil.wait_procs(children, timeout=20)[1]
     assert "Traceback" not in server.text
@@ -102,12 +95,8 @@ async def test_json_logs_and_the_death_of_the_engine() -> None:
             server.wait_ready()
             async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
                 await client.post("/v1/chat/completions", json=HELLO, headers={"X-Request-Id": "json-1"})
-            children = descendants(server)
-            engine = next(
-                child
-                for child in children
-                if "EngineCore" in child.name() or "EngineCore" in " ".join(child.cmdline())
-            )
+            children = below(server.process.pid)
+            (engine,) = below(server.process.pid, "EngineCore")
             assert sockets_in(temporary)
             engine.kill()
             assert server.wait(30) == 1

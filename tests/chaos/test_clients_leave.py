@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import random
 
 import httpx
@@ -14,6 +15,7 @@ import pytest
 from gemma_serve.engine.base import EngineState
 
 from ..conftest import InProcess, until
+from ..processes import below
 from .conftest import FULL
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -106,7 +108,9 @@ async def test_clients_that_leave_while_the_engine_is_replaced(in_process: InPro
     async with httpx.AsyncClient(base_url=in_process.url, timeout=60) as client:
         begun = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(8)]
         await until(lambda: in_process.unfinished() == 8)
-        next(child for child in psutil.Process().children() if "EngineCore" in child.name()).kill()
+        engines = below(os.getpid(), "EngineCore")
+        (engine,) = [each for each in engines if each.ppid() == os.getpid()]  # not the other servers'
+        engine.kill()
         await until(lambda: in_process.engine.status.state is EngineState.RESTARTING)
         held = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(8)]
         await until(lambda: in_process.unfinished() == 16)

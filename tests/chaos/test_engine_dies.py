@@ -12,13 +12,15 @@ from datetime import datetime
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import pytest_asyncio
 
 from gemma_serve import demo_model
 
 from ..conftest import ServerProcess, start_server, until
-from .conftest import FULL, below, engine_process, gone, run_out_of_memory
+from ..processes import below, gone
+from .conftest import FULL, run_out_of_memory
 from .load import Answer, Load
 
 STREAMS = 64
@@ -71,6 +73,11 @@ def failures(answers: list[Answer | BaseException], wanted: list[Answer | BaseEx
     ]
 
 
+def the_engine(server: ServerProcess) -> psutil.Process:
+    (engine,) = below(server.process.pid, "EngineCore")
+    return engine
+
+
 @pytest.mark.parametrize("seed", range(5 if FULL else 1))
 @pytest.mark.parametrize("how", ["killed", "out of memory"])
 async def test_killed(
@@ -80,16 +87,16 @@ async def test_killed(
     running = asyncio.create_task(load.run())
     await until(lambda: load.tokens >= moment, 120)
     if how == "out of memory" and seed == 0:
-        await run_out_of_memory(engine_process(server, "EngineCore"))
+        await run_out_of_memory(the_engine(server))
     else:
-        engine_process(server, "EngineCore").send_signal(signal.SIGKILL)
+        the_engine(server).send_signal(signal.SIGKILL)
     assert not failures(await running, undisturbed)
 
 
 async def test_frozen(server: ServerProcess, load: Load, undisturbed: list[Answer | BaseException]) -> None:
     running = asyncio.create_task(load.run())
     await until(lambda: load.tokens >= 500, 120)
-    frozen = engine_process(server, "EngineCore")
+    frozen = the_engine(server)
     frozen.send_signal(signal.SIGSTOP)
     since = time.time()
     async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
@@ -116,7 +123,7 @@ async def test_it_fails_to_start_twice_then_starts(
     restarts = server.text.count("gemma-demo: restarting")
     weights, away = model / "model.safetensors", model / "away"
     weights.rename(away)
-    engine_process(server, "EngineCore").send_signal(signal.SIGKILL)
+    the_engine(server).send_signal(signal.SIGKILL)
     try:
         await until(lambda: server.text.count("gemma-demo: restarting") >= restarts + 3, 400)
         health = (await client.get("/health/ready")).json()
@@ -132,7 +139,7 @@ async def test_sigterm_lets_all_streams_finish(
     server: ServerProcess, load: Load, undisturbed: list[Answer | BaseException]
 ) -> None:
     """The last of this server."""
-    children = below(server)
+    children = below(server.process.pid)
     running = asyncio.create_task(load.run())
     await until(lambda: load.tokens > 300, 120)
     server.process.send_signal(signal.SIGTERM)

@@ -6,7 +6,6 @@ each token waits for the processes of both: minutes on two cores, so not in ever
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -16,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
-from ..conftest import ServerProcess, start
+from ..conftest import start
+from ..processes import below
 from ..test_parallel import DEMO, answer, running
 
 NODES = {"nnodes": 2, "tensor_parallel_size": 2, "master_addr": "127.0.0.1"}
@@ -50,7 +49,7 @@ def test_over_two_nodes_and_again_when_the_engine_dies() -> None:
             with ThreadPoolExecutor(1) as pool:
                 request = pool.submit(answer, server.url, 12)
                 wait_for_work(server.url)
-                (core,) = cores_of(server)
+                (core,) = below(server.process.pid, "EngineCore")
                 core.kill()
                 assert request.result() == undisturbed
             assert "restarting" in server.text
@@ -71,12 +70,3 @@ def wait_for_work(url: str) -> None:
     while httpx.get(f"{url}/health/metrics", timeout=30).json()["running"] != 1:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def cores_of(server: ServerProcess) -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process(server.process.pid).children():
-        with contextlib.suppress(psutil.Error):
-            if "EngineCore" in " ".join(process.cmdline()):
-                found.append(process)
-    return found

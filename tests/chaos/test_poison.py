@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from ..conftest import start_server, until
-from .conftest import engine_process
+from ..processes import below
 
 # On the CPU a seeded request whose prompt is prefilled in chunks kills vLLM 0.32's engine, so chunks are off
 # there unless the operator wants them.
@@ -63,7 +63,8 @@ async def test_poison() -> None:
         assert server.text.count("gemma-demo: restarting") == restarts
         await client.close()
         # An engine that does not hear SIGTERM is no reason to stay.
-        engine_process(server, "EngineCore").send_signal(signal.SIGSTOP)
+        (engine,) = below(server.process.pid, "EngineCore")
+        engine.send_signal(signal.SIGSTOP)
         assert await asyncio.to_thread(server.end) == 0
     finally:
         server.end()

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from ..conftest import ServerProcess, start_fake, start_server, until
-from .conftest import FULL, below, gone
+from ..processes import below, gone
+from .conftest import FULL
 
 REQUESTS = 2000
 HAPROXY = """
@@ -40,8 +41,8 @@ async def test_sigkill_leaves_no_engine_behind(moment: str) -> None:
         if moment == "ready":
             await asyncio.to_thread(server.wait_ready)
         else:
-            await until(lambda: any("EngineCore" in child.name() for child in below(server)), 120)
-        children = below(server)
+            await until(lambda: bool(below(server.process.pid, "EngineCore")), 120)
+        children = below(server.process.pid)
         assert children
         server.process.kill()
         await until(lambda: gone(children), 60)

@@ -24,6 +24,7 @@ from websockets.sync.client import connect
 
 from ..chat_client import ws
 from ..conftest import ServerProcess, running_redis, start
+from ..processes import below
 from .conftest import CHART, Manifest, Render, container, of_kind, read, servers, settings_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -90,11 +91,7 @@ class Stack:
 
     def processes(self) -> list[psutil.Process]:
         """Of both engines."""
-        return [
-            child
-            for each in self.replicas
-            for child in psutil.Process(each.process.pid).children(recursive=True)
-        ]
+        return [child for each in self.replicas for child in below(each.process.pid)]
 
     def client(self, address: str = "127.0.0.1", **options: Any) -> httpx.Client:
         """One that comes from an address of its own, all of 127.0.0.0/8 being this machine."""
