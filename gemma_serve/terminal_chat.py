@@ -176,28 +176,32 @@ class TerminalChat:
         stopping = False
         while True:
             try:
-                reply = self._recv()
+                if self._show(self._recv()):
+                    return
             except KeyboardInterrupt:
                 if stopping or not self._interactive:
                     raise
                 stopping = True
                 self._send("cancel")
-                continue
-            data = reply["data"]
-            match reply["type"]:
-                case "token":
-                    print(_printable(data.get("text", "")), end="", flush=True)
-                case "trimmed":
-                    self._note(f"the oldest {data['dropped']} messages no longer fit and were dropped")
-                case "message" | "cancelled":
-                    print(" (stopped)" if reply["type"] == "cancelled" else "")
-                    return
-                case "error" if data["code"] == "no_answer_running":
-                    print()
-                    return
-                case "error":
-                    self._complain(data["message"])
-                    return
+
+    def _show(self, reply: dict[str, Any]) -> bool:
+        """Whether it was the last of an answer."""
+        data = reply["data"]
+        match reply["type"]:
+            case "token":
+                print(_printable(data.get("text", "")), end="", flush=True)
+            case "trimmed":
+                self._note(f"the oldest {data['dropped']} messages no longer fit and were dropped")
+            case "message" | "cancelled":
+                print(" (stopped)" if reply["type"] == "cancelled" else "")
+                return True
+            case "error" if data["code"] == "no_answer_running":
+                print()
+                return True
+            case "error":
+                self._complain(data["message"])
+                return True
+        return False
 
     def _complain(self, text: str) -> None:
         self._failed = True

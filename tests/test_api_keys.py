@@ -247,7 +247,7 @@ async def test_an_edit_takes_effect_and_a_broken_one_does_not(
         assert good(keys, KEY) and not good(keys, new)
         write_keys(file, [entry("new", new)])
         await until(lambda: good(keys, new) and not good(keys, KEY))
-        no_day = f"keys: [{{name: a, sha256: '{'0' * 64}', expires: 2027-02-30}}]"
+        no_day = f"keys: [{{name: a, sha256: '{'0' * 64}', expires: 2127-02-30}}]"
         for broken in ("keys: [{name: a}]", "keys: {", "\xff", "keys: 5", "other: []", "", no_day):
             caplog.clear()
             file.write_text(broken)  # noqa: ASYNC240
@@ -304,15 +304,15 @@ def test_a_wrong_file_is_explained_without_its_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "end"),
     [
-        ("2027-01-31", "2027-02-01 00:00 UTC"),
-        ("'2027-01-31'", "2027-02-01 00:00 UTC"),
+        ("2127-01-31", "2127-02-01 00:00 UTC"),
+        ("'2127-01-31'", "2127-02-01 00:00 UTC"),
         ("9999-12-31", "9999-12-31 23:59 UTC"),
-        ("2027-01-31 12:00", "2027-01-31 12:00 UTC"),
-        ("'2027-01-31T12:00'", "2027-01-31 12:00 UTC"),
-        ("2027-01-31T12:00:00+05:00", "2027-01-31 07:00 UTC"),
+        ("2127-01-31 12:00", "2127-01-31 12:00 UTC"),
+        ("'2127-01-31T12:00'", "2127-01-31 12:00 UTC"),
+        ("2127-01-31T12:00:00+05:00", "2127-01-31 07:00 UTC"),
         ("9999-12-31T23:00:00-05:00", None),
-        ("2027-02-30", None),
-        ("'2027-02-30'", None),
+        ("2127-02-30", None),
+        ("'2127-02-30'", None),
         ("soon", None),
     ],
 )
@@ -395,7 +395,7 @@ def test_the_command_makes_lists_revokes_and_verifies(tmp_path: Path) -> None:
     for wrong in (
         ("create", "a b"),
         ("create", "x", "--expires", "soon"),
-        ("create", "x", "--expires", "2027-02-30"),
+        ("create", "x", "--expires", "2127-02-30"),
         ("create", "x", "--in-flight=-1"),
     ):
         result = run("keys", *wrong, *option)

@@ -146,16 +146,16 @@ async def test_each_block_is_twice_as_long_up_to_the_longest(
     config = settings(storage, block_after_failures=1, block_seconds=10, block_max_seconds=35)
     shared = SharedStorage(config.storage) if storage else None
     blocks = Blocks(config.security, shared)
-    lengths = []
+    lengths, now = [], time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
     for _ in range(4):
         await blocks.strike("ip:a", "authentication")
         with pytest.raises(Blocked):
             blocks.check("ip:a")
         (block,) = await blocks.list()
-        lengths.append(round(block.until - time.time()))
+        lengths.append(round(block.until - now))
     assert lengths == [10, 20, 35, 35]
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 36)
+    now += 36
     blocks.check("ip:a")
     assert await blocks.list() == []
     if shared is not None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from gemma_serve.api_keys import digest_of
@@ -90,7 +91,10 @@ async def test_what_either_form_left_serves_both(storage: str | None) -> None:
     forms: list[dict[str, Any]] = [{}, {"stream": True}, USAGE]
     for kind, ask in ((CHAT, ASK), ("/v1/completions", {"prompt": "Hi", "temperature": 0})):
         live = FakeEngine(("One piece",))
-        async with serving(create_app(base_settings(), live)) as url, httpx.AsyncClient(base_url=url) as http:
+        async with (
+            serving(create_app(base_settings(), live)) as url,
+            httpx.AsyncClient(base_url=url, timeout=60) as http,
+        ):
             expected = [anonymous((await http.post(kind, json=ask | form)).text) for form in forms]
         for first in forms:
             engine = FakeEngine(("One piece",))
@@ -100,7 +104,7 @@ async def test_what_either_form_left_serves_both(storage: str | None) -> None:
                 await until(lambda cache=cache: not cache.flights)  # type: ignore[misc]
                 for form, text in zip(forms, expected, strict=True):
                     answer = await http.post(kind, json=ask | form)
-                    assert answer.headers["x-cache"] == "hit" and answer.headers["age"] in ("0", "1")
+                    assert answer.headers["x-cache"] == "hit" and 0 <= int(answer.headers["age"]) < 60
                     assert anonymous(answer.text) == text
                     assert answer.headers["x-request-id"] in answer.text
                 assert len(engine.requests) == 1
@@ -117,6 +121,7 @@ BODIES = st.dictionaries(st.text("abmn", max_size=2), VALUES | st.lists(VALUES, 
 MODELS = st.builds(LoadedModel, st.sampled_from(["", "a", "ab"]))
 
 
+@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(CLIENTS, CLIENTS, BODIES, BODIES, MODELS, MODELS, st.sampled_from([(), ("a",), ("a", "b")]))
 def test_equal_keys_mean_the_same_client_model_and_question(
     one: Client,
@@ -234,7 +239,7 @@ async def test_cache_control_of_the_request() -> None:
 
 async def test_without_a_cache_there_is_no_header() -> None:
     app = create_app(base_settings(), FakeEngine())
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as http:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
         assert "x-cache" not in (await http.post(CHAT, json=ASK)).headers
         assert (await http.delete("/v1/cache")).json() == {"deleted": 0}
 

@@ -108,7 +108,7 @@ def same(one: str, other: str) -> bool:
 @pytest.mark.asyncio(loop_scope="session")
 async def test_the_real_engine_goes_on_for_who_is_left(in_process: InProcess) -> None:
     app = create_app(settings(), Running(in_process.engine))
-    ask = ASK | {"max_tokens": 300, "ignore_eos": True}
+    ask = ASK | {"max_tokens": 900, "ignore_eos": True}
     async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=120) as http:
         refused = {"Cache-Control": "no-store"}
         live = (await http.post(CHAT, json=ask, headers=refused)).json()["choices"][0]["message"]["content"]
@@ -125,7 +125,7 @@ async def test_the_real_engine_goes_on_for_who_is_left(in_process: InProcess) ->
         assert said("\n".join(readers[2])) == live and "data: [DONE]" in readers[2]
         assert (await http.post(CHAT, json=ask)).headers["x-cache"] == "hit"
 
-        last = asyncio.create_task(read(http, lines := [], ask | {"max_tokens": 900}))
+        last = asyncio.create_task(read(http, lines := [], ask | {"max_tokens": 901}))
         await until(lambda: len(lines) > 4, 60)
         assert in_process.unfinished() == 1
         last.cancel()

@@ -26,10 +26,10 @@ async def test_servers_share_it_and_go_on_without_it(tmp_path: Path) -> None:
     with running_redis(tmp_path / "socket") as url:
         given = settings(url)
         given = given.model_copy(
-            update={"storage": given.storage.model_copy(update={"timeout_seconds": 0.5, "fail_open": False})}
+            update={"storage": given.storage.model_copy(update={"timeout_seconds": 10, "fail_open": False})}
         )
         one, two = (create_app(given, FakeEngine()) for _ in "ab")
-        async with serving(one) as first, serving(two) as second, httpx.AsyncClient(timeout=10) as http:
+        async with serving(one) as first, serving(two) as second, httpx.AsyncClient(timeout=60) as http:
             await http.post(first + CHAT, json=ASK)
             await until(lambda: not one.state.cache.flights)
             assert (await http.post(second + CHAT, json=ASK)).headers["x-cache"] == "hit"
@@ -151,10 +151,10 @@ async def slow_line(path: Path, url: str, bytes_per_second: int) -> AsyncIterato
 async def test_an_answer_too_large_for_the_line_does_not_make_redis_pass_for_away(
     tmp_path: Path, redis_server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engines = [FakeEngine(("x" * 8_000_000,)) for _ in range(2)]
+    engines = [FakeEngine(("x" * 16_000_000,)) for _ in range(2)]
     async with slow_line(tmp_path / "line", redis_server, 4_000_000) as line:
         given = settings(line)
-        hasty = given.storage.model_copy(update={"timeout_seconds": 1.0})
+        hasty = given.storage.model_copy(update={"timeout_seconds": 3.0})
         near = given.storage.model_copy(update={"url": redis_server})  # which keeps it
         one, two = (
             create_app(given.model_copy(update={"storage": storage}), engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -264,14 +265,15 @@ async def test_a_hit_spends_no_tokens_unless_so_set(file: Path) -> None:
         engine = FakeEngine(usage=None)
         ask = ASK | {"max_tokens": 600}
         async with asking(engine, None, file, hits_cost_tokens=hits_cost) as (http, _):
-            statuses = []
+            statuses, started = [], time.monotonic()
             for _ in range(20):
                 answer = await http.post(CHAT, json=ask, headers=bearer(ALICE))
                 statuses.append(answer.status_code)
             left = answer.headers["x-ratelimit-remaining-tokens"]
             assert statuses == [200] * 20
             spent = 5 if not hits_cost else 100
-            assert abs(1000 - int(left) - spent) <= 5, most
+            come_back = (time.monotonic() - started) * 1000 / 60
+            assert -5 <= int(left) - (1000 - spent) <= 5 + come_back, most
             usage = (await http.get("/v1/usage", headers=bearer(ALICE))).json()["data"][0]
             assert usage["prompt_tokens"] + usage["completion_tokens"] == spent
 
@@ -310,7 +312,7 @@ async def test_hits_are_served_while_the_queue_is_full() -> None:
     given = settings().model_copy(update={"queue": settings().queue.model_copy(update={"max_requests": 1})})
     engine.capacity = lambda: 1  # type: ignore[method-assign]
     app = create_app(given, engine)
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as http:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
         await http.post(CHAT, json=ASK)
         engine.hang_at = 0
         busy = [asyncio.create_task(http.post(CHAT, json=ASK | {"max_tokens": n})) for n in (1, 2)]

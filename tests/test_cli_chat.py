@@ -140,7 +140,7 @@ async def test_ctrl_c_stops_the_answer_and_not_the_chat() -> None:
         assert engine.streams[0].closed
         engine.hang_at = None
         chat.type("Again\n")
-        await chat.shows("Hello world")
+        await chat.shows("Hello world\r\n\r\n> $")  # before that, Ctrl-D is no end
         chat.type("\x04")
         assert await asyncio.wait_for(chat.process.wait(), 30) == 0
 

@@ -67,7 +67,7 @@ def test_the_numbers_are_those_of_transformers(vectors: openai.OpenAI, folder: P
 
 
 def test_usage_and_inputs_of_every_form(vectors: openai.OpenAI, embedder: ServerProcess) -> None:
-    tokens = httpx.post(f"{embedder.url}/tokenize", json={"prompt": TEXTS[0]}).json()["tokens"]
+    tokens = httpx.post(f"{embedder.url}/tokenize", json={"prompt": TEXTS[0]}, timeout=60).json()["tokens"]
     one = vectors.embeddings.create(model="embedding", input=TEXTS[0])
     assert one.usage.prompt_tokens == one.usage.total_tokens == len(tokens)
     for form in ([TEXTS[0]], tokens, [tokens]):
@@ -115,7 +115,7 @@ def test_wrong_requests(embedder: ServerProcess, change: dict[str, Any], param: 
     ],
 )
 def test_a_model_that_embeds_does_not_write(embedder: ServerProcess, path: str, body: dict[str, Any]) -> None:
-    answer = httpx.post(embedder.url + path, json=body)
+    answer = httpx.post(embedder.url + path, json=body, timeout=60)
     assert answer.status_code == 400, answer.text
     assert "/v1/embeddings" in answer.json()["error"]["message"]
 

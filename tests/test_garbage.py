@@ -79,7 +79,10 @@ async def test_one_whose_client_leaves_leaves_none(in_process: InProcess, search
 async def test_what_the_cache_keeps_leaves_none(searched: None, streamed: bool) -> None:
     settings = Settings(model={"name": "gemma-demo"}, cache={"enabled": True})
     body = CHAT | {"temperature": 0, "stream": streamed}
-    async with serving(create_app(settings, FakeEngine())) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(settings, FakeEngine())) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         asked = [client.post("/v1/chat/completions", json=body) for _ in range(3)]
         answers = [*await asyncio.gather(*asked), await client.post("/v1/chat/completions", json=body)]
         kinds = Counter(answer.headers["x-cache"] for answer in answers)

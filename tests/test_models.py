@@ -361,7 +361,7 @@ async def test_autoload_without_waiting() -> None:
 
 
 async def test_who_waits_is_bounded_in_time_and_number() -> None:
-    sections = {"loading": {"wait_seconds": 0.3}, "queue": {"max_requests": 2}}
+    sections = {"loading": {"wait_seconds": 3}, "queue": {"max_requests": 2}}
     async with serving_models(**sections) as (client, shelf):
         shelf.prepare("small", lambda engine: setattr(engine, "loads", asyncio.Event()))
         await client.post("/v1/models/small/load")
@@ -492,7 +492,7 @@ async def test_autoload_while_the_first_model_still_loads() -> None:
 
 
 async def test_who_waits_is_bounded_in_bytes() -> None:
-    sections = {"loading": {"wait_seconds": 0.3}, "queue": {"max_tokens": 500}}
+    sections = {"loading": {"wait_seconds": 3}, "queue": {"max_tokens": 500}}
     async with serving_models(**sections) as (client, shelf):
         shelf.prepare("small", lambda engine: setattr(engine, "loads", asyncio.Event()))
         await client.post("/v1/models/small/load")

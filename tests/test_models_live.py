@@ -38,6 +38,7 @@ async def two_models(
     engine: dict[str, Any] | None = None,
     *,
     drain_seconds: float = 60,
+    max_length: int = 1024,
     listed: dict[str, dict[str, Any]] | None = None,
 ) -> AsyncIterator[Models]:
     """A server that runs a tiny Gemma 3 called `one` and may run a tiny Gemma 2 called `two`."""
@@ -46,9 +47,9 @@ async def two_models(
     two = await asyncio.to_thread(make_model, "gemma2", folder / "2")
     config = folder / "models.yaml"
     settings = {
-        "model": {"name": str(one), "max_length": 1024},
+        "model": {"name": str(one), "max_length": max_length},
         "engine": arguments,
-        "models": {"two": {"name": str(two), "max_length": 1024, "engine": arguments}} | (listed or {}),
+        "models": {"two": {"name": str(two), "max_length": max_length, "engine": arguments}} | (listed or {}),
         "loading": {"wait_seconds": LOAD_SECONDS, "drain_seconds": drain_seconds, "warm_up_requests": 2},
     }
     config.write_text(yaml.safe_dump(settings))
@@ -261,8 +262,8 @@ async def test_sleep_needs_a_gpu(models: Models) -> None:
 async def test_who_outlasts_the_drain_is_told_and_the_server_ends_in_the_midst_of_a_load(
     tmp_path: Path,
 ) -> None:
-    async with two_models(tmp_path, drain_seconds=0.2) as (server, client):
-        long = {"max_tokens": 1000, "ignore_eos": True}
+    async with two_models(tmp_path, drain_seconds=0.2, max_length=8192) as (server, client):
+        long = {"max_tokens": 8000, "ignore_eos": True}
 
         async def stream() -> str:
             body = {"prompt": "Once", "stream": True} | long

@@ -52,7 +52,7 @@ def test_the_installed_wheel_serves_the_embedded_model(wheel: Path, tmp_path: Pa
         body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
         answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
         assert answer.status_code == 200
-        assert httpx.get(f"{server.url}/docs/assets/swagger-ui.css").status_code == 200
+        assert httpx.get(f"{server.url}/docs/assets/swagger-ui.css", timeout=60).status_code == 200
     finally:
         assert server.end() == 0
     assert "Traceback" not in server.text

@@ -50,7 +50,7 @@ async def test_it_can_be_turned_off() -> None:
 
 
 async def test_it_may_run_its_own_files_and_nothing_else() -> None:
-    async with serving(create_app(settings(), FakeEngine())) as url, httpx.AsyncClient() as client:
+    async with serving(create_app(settings(), FakeEngine())) as url, httpx.AsyncClient(timeout=60) as client:
         page = await client.get(url)
     (policy,) = page.headers.get_list("content-security-policy")
     directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))

@@ -94,7 +94,7 @@ def client(**quotas: int) -> Client:
 async def test_the_window_in_memory_counts_as_the_library_does(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_800_000_000.0
     monkeypatch.setattr(time, "time", lambda: now)
-    theirs, ours = SlidingWindowCounterRateLimiter(MemoryStorage()), MemoryWindows(60)
+    theirs, ours = SlidingWindowCounterRateLimiter(MemoryStorage()), MemoryWindows(60, lambda: now)
     item, rng = RateLimitItemPerSecond(20, 60), random.Random(5)
     refused = 0
     for _ in range(5_000):
@@ -140,11 +140,11 @@ async def test_the_openai_client_comes_back_by_itself() -> None:
         serving(app) as url,
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=5) as api,
     ):
-        refused = 0
-        for _ in range(3):
+        for _ in range(50):  # a second may begin between two
             raw = await api.models.with_raw_response.list()
-            refused += raw.retries_taken
-        assert refused
+            if raw.retries_taken:
+                break
+        assert raw.retries_taken
 
 
 async def test_requests_in_flight(storage: str | None) -> None:
@@ -178,7 +178,7 @@ async def test_tokens_are_reserved_and_put_right(limiter: RateLimiter) -> None:
     await second.settle(None, None)
     await lease.settle(100, 200)
     third = await limiter.admit(who)
-    assert third.tokens_left == pytest.approx(700, abs=30)
+    assert third.tokens_left is not None and 690 <= third.tokens_left < 900  # 16.7 come back each second
     await third.reserve(10)
     await third.settle(500, 700)  # more than was thought: a debt
     fourth = await limiter.admit(who)
@@ -424,14 +424,14 @@ async def test_who_leaves_while_redis_is_asked_gets_his_tokens_back(tmp_path: Pa
     with running_redis(tmp_path / "socket") as storage:
         config = settings(storage, tokens_per_day=100_000)
         slow = config.model_copy(
-            update={"storage": config.storage.model_copy(update={"timeout_seconds": 5.0})}
+            update={"storage": config.storage.model_copy(update={"timeout_seconds": 60.0})}
         )
         app = create_app(slow, FakeEngine())
         limiter = find_limiter(app)
         assert limiter._storage is not None
         redis = limiter._storage.redis
         process = (await redis.info("server"))["process_id"]
-        async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=20) as http:
+        async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
             assert (await http.post("/v1/chat/completions", json=CHAT)).status_code == 200
             before = await limiter.usage(1)
             reserve, asked = limiter._quotas.reserve, asyncio.Event()
@@ -462,7 +462,7 @@ async def test_redis_away_and_back(tmp_path: Path, caplog: pytest.LogCaptureFixt
         serving(create_app(config, FakeEngine())) as url,
         serving(create_app(shut, FakeEngine())) as closed_url,
         httpx.AsyncClient(base_url=url, timeout=60) as opened,
-        httpx.AsyncClient(base_url=closed_url) as closed,
+        httpx.AsyncClient(base_url=closed_url, timeout=60) as closed,
     ):
         for _ in range(20):
             assert (await opened.post("/v1/chat/completions", json=CHAT)).status_code == 200

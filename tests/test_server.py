@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from .conftest import ServerProcess, start, start_server, until
+from .conftest import START_SECONDS, ServerProcess, start, start_server, until
 from .processes import below, gone
 
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
@@ -47,7 +47,7 @@ def test_the_port_is_open_while_the_model_loads_and_sigterm_ends_it_then() -> No
 def test_a_model_that_cannot_be_loaded_ends_it_with_a_sentence() -> None:
     """In other words: `test_load_errors.py`."""
     server = start_server("--model", "google/gemma-2b-it", environ={"HF_HUB_OFFLINE": "1"})
-    assert server.wait(120) == 1
+    assert server.wait(START_SECONDS) == 1
     (line,) = [line for line in server.log if " - CRITICAL - " in line]
     assert "found neither as a local folder nor on Hugging Face" in line
     assert "Traceback" not in server.text
@@ -56,7 +56,7 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_a_sentence() -> None:
 @pytest.mark.slow
 def test_what_the_engine_refuses_is_told_with_its_cause() -> None:
     server = start_server("--config", "demo", "--set", "engine.kv_cache_memory_bytes=1000")
-    assert server.wait(120) == 1
+    assert server.wait(START_SECONDS) == 1
     (line,) = [line for line in server.log if " - CRITICAL - " in line]
     assert "No available memory for the cache blocks" in line
 

@@ -74,10 +74,17 @@ async def test_a_session_ends_some_time_after_its_last_use(
     sessions = open_sessions(storage, stack, session_ttl_seconds=1)
     name = sessions.new_id()
     await sessions.edit(name, "", messages=ASKED)
-    used_until = time.monotonic() + 1.6
-    while time.monotonic() < used_until:  # each use begins its time anew
-        assert await sessions.find(name, "") is not None
+    begun = used = time.monotonic()
+    while used < begun + 1.6:  # each use begins its time anew
         await asyncio.sleep(0.1)
+        asked = time.monotonic()
+        found = await sessions.find(name, "")
+        if time.monotonic() - used > 0.9:  # the machine had other things to do: once more
+            await sessions.edit(name, "", messages=ASKED)
+            begun = asked = time.monotonic()
+        else:
+            assert found is not None
+        used = asked
     await asyncio.sleep(1.1)  # asking sooner would keep it
     assert await sessions.find(name, "") is None
 
@@ -212,7 +219,7 @@ async def test_many_connections_together_do_not_outgrow_the_limits(stack: AsyncE
 
 async def test_while_redis_is_away(tmp_path: Path, stack: AsyncExitStack) -> None:
     path = tmp_path / "socket"
-    storage = {"url": f"unix://{path}", "timeout_seconds": 2}
+    storage = {"url": f"unix://{path}", "timeout_seconds": 10}
     with running_redis(path):
         server, other = (open_sessions(storage, stack) for _ in range(2))
         strict = open_sessions(storage | {"fail_open": False}, stack)

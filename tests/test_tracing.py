@@ -144,7 +144,10 @@ def test_what_a_request_goes_through(receiver: Receiver, tmp_path: Path) -> None
 
 async def test_whose_traces_are_sent(receiver: Receiver) -> None:
     given = settings(otel={"endpoint": receiver.url, "sample_ratio": 0, "service_name": "mine"})
-    async with serving(create_app(given, FakeEngine())) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(given, FakeEngine())) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
         for headers in ({}, parent("e" * 32, sampled=False), parent(), {"traceparent": "00-nonsense"}):
             answer = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
             assert answer.status_code == 200
@@ -160,7 +163,7 @@ async def test_whose_traces_are_sent(receiver: Receiver) -> None:
 async def test_how_requests_end(receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
     engine = FakeEngine(fail_at=0, error=ServeError("the fake engine failed"))
     app = create_app(settings(otel={"endpoint": receiver.url}), engine)
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         assert (await client.post("/v1/chat/completions", json=CHAT, headers=parent())).status_code == 500
         wrong = await client.post("/v1/chat/completions", json={}, headers=parent("f" * 32))
         assert wrong.status_code == 400
@@ -190,7 +193,7 @@ async def test_a_receiver_that_refuses_or_is_away_disturbs_nobody(receiver: Rece
     receiver.refuses.set()
     for endpoint in (receiver.url, "http://127.0.0.1:9"):
         app = create_app(settings(otel={"endpoint": f"{endpoint}/v1/traces"}), FakeEngine())
-        async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+        async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
             for _ in range(20):
                 assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
     assert receiver.requests and not receiver.spans

@@ -196,7 +196,7 @@ async def test_an_answer_has_a_deadline() -> None:
         error = (await chat.ask("chat", message="Hi"))["data"]
         assert (error["code"], error["status"]) == ("deadline_exceeded", 504)
         assert engine.streams[0].closed
-        async with httpx.AsyncClient(base_url=url) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
             samples = await scrape(http)
     assert value(samples, "model_inference_total", model="gemma-demo", outcome="timeout") == 1
 

@@ -84,7 +84,7 @@ async def test_parameters_are_checked_as_over_http(data: dict[str, Any], code: s
         error = (await chat.ask("chat", message="Hi", **data))["data"]
         assert error["code"] == code
         over_http = {"messages": [{"role": "user", "content": "Hi"}], **data}
-        async with httpx.AsyncClient(base_url=url) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
             same = await http.post("/v1/chat/completions", json=over_http)
         assert same.json()["error"] == {name: error[name] for name in ("message", "type", "param", "code")}
         assert same.status_code == error["status"]

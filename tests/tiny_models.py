@@ -22,7 +22,7 @@ SIZE: dict[str, Any] = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 64,
-    "max_position_embeddings": 1024,
+    "max_position_embeddings": 8192,
     "sliding_window": 64,
     "pad_token_id": 0,
     "eos_token_id": 1,

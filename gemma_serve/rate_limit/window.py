@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from limits import RateLimitItem
@@ -79,14 +80,15 @@ class MemoryWindows:
     awaits seven times and makes the key twice (20 µs).
     """
 
-    def __init__(self, seconds: int) -> None:
+    def __init__(self, seconds: int, now: Callable[[], float] = time.time) -> None:
         self._seconds = seconds
+        self._now = now
         self._counts: dict[str, tuple[int, int, int]] = {}
         """By client: the number of the window, requests in the one before it, requests in it."""
         self._swept = 0.0
 
     def hit(self, key: str, limit: int) -> Window:
-        now, seconds = time.time(), self._seconds
+        now, seconds = self._now(), self._seconds
         if now - self._swept > _SWEEP_SECONDS:
             self._swept = now
             self._counts = {

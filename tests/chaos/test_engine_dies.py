@@ -40,7 +40,7 @@ async def server(model: Path) -> AsyncIterator[ServerProcess]:
     server = start_server(
         *("--config", "demo", "--model", str(model), "--set", "supervisor.max_restarts=100"),
         *("--set", "health.stall_seconds=2", "--set", "health.stall_restart_seconds=8"),
-        *("--set", "server.drain_delay_seconds=1"),
+        *("--set", "server.drain_delay_seconds=10"),
     )
     try:
         await asyncio.to_thread(server.wait_ready)
@@ -99,7 +99,9 @@ async def test_frozen(server: ServerProcess, load: Load, undisturbed: list[Answe
     frozen = the_engine(server)
     frozen.send_signal(signal.SIGSTOP)
     since = time.time()
-    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+        # The others may have ended before it froze.
+        waiting = asyncio.create_task(client.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 3}))
         while (await client.get("/health/ready")).status_code == 200:
             await asyncio.sleep(0.05)
         seen = time.time() - since
@@ -110,10 +112,12 @@ async def test_frozen(server: ServerProcess, load: Load, undisturbed: list[Answe
         assert noticed < 8, "it was only noticed when it was killed"
         assert (await client.get("/health/live")).status_code == 200
         assert not failures(await running, undisturbed)
+        assert (await waiting).status_code == 200
         assert (await client.get("/health/ready")).status_code == 200
     assert not frozen.is_running()
 
 
+@pytest.mark.timeout(900)
 async def test_it_fails_to_start_twice_then_starts(
     server: ServerProcess, model: Path, load: Load, undisturbed: list[Answer | BaseException]
 ) -> None:

@@ -16,12 +16,14 @@ from ..processes import below, gone
 from .conftest import FULL
 
 REQUESTS = 2000
+DRAIN_SECONDS = 6  # the balancer asks five times a second, and a busy machine may keep it waiting
 HAPROXY = """
 defaults
     mode http
     timeout connect 2s
     timeout client 60s
     timeout server 60s
+    timeout check 10s
 frontend front
     bind 127.0.0.1:{front}
     default_backend servers
@@ -87,9 +89,9 @@ async def test_a_rolling_restart_loses_no_request(tmp_path: Path) -> None:
 
     def start_one(port: int) -> ServerProcess:
         if FULL:
-            delay = "server.drain_delay_seconds=2"
+            delay = f"server.drain_delay_seconds={DRAIN_SECONDS}"
             return start_server("--config", "demo", "--set", delay, "--port", str(port))
-        return start_fake(server={"port": port, "drain_delay_seconds": 2})
+        return start_fake(server={"port": port, "drain_delay_seconds": DRAIN_SECONDS})
 
     async def ready(server: ServerProcess) -> None:
         await asyncio.to_thread(server.wait_ready)

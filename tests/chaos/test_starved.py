@@ -51,7 +51,7 @@ async def answering(client: httpx.AsyncClient) -> None:
 async def test_a_full_disk_for_logs() -> None:
     (port,) = free_ports(1)
     with fake_server(port, "/dev/full"):
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             await answering(client)
             for _ in range(20):
                 answer = await client.post("/v1/completions", json={"prompt": "Hi"})

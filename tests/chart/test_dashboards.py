@@ -142,8 +142,12 @@ def test_a_healthy_server_rings_no_alarm(queries: httpx.Client, render: Render) 
     (rule,) = of_kind(render({"monitoring": {"alerts": True}}), "PrometheusRule")
     slow = {"GemmaFirstTokenSlow", "GemmaQueueGrowing"}  # on a busy machine
     for alert in rule["spec"]["groups"][0]["rules"]:
-        if alert["alert"] not in slow:
-            assert values(queries, alert["expr"]) == [], alert["alert"]
+        if alert["alert"] in slow:
+            continue
+        deadline = time.monotonic() + 30
+        while rings := values(queries, alert["expr"]):  # a scrape of a busy machine may have failed
+            assert time.monotonic() < deadline, (alert["alert"], rings)
+            time.sleep(0.2)
 
 
 def eventually(client: httpx.Client, query: str) -> list[str]:
