@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from vllm.utils.system_utils import get_mp_context
 
 from gemma_serve.engine import environment
 from gemma_serve.settings import Settings
@@ -29,3 +30,12 @@ def test_without_a_cuda_toolkit_nothing_is_compiled_with_it(
     os.environ[SAMPLER] = "1"
     environment.prepare(Settings(model={"name": "gemma-demo"}))
     assert os.environ[SAMPLER] == "1"  # the operator's own word
+
+
+def test_the_engine_is_not_forked_out_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU vLLM sees to it by itself: what a GPU gets is asked of vLLM's own function."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ.pop("VLLM_WORKER_MULTIPROC_METHOD", None)
+    assert get_mp_context().get_start_method() == "fork"
+    environment.prepare(Settings(model={"name": "gemma-demo"}))
+    assert get_mp_context().get_start_method() == "spawn"

@@ -14,6 +14,9 @@ def prepare(settings: Settings) -> set[str]:
     """The names of what was set for this model alone, to be removed with it."""
     os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).with_name("logging.json"))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # no phoning home unless the operator wants it
+    # As `vllm serve` has it. vLLM's default, which only its CPU platform changes, would fork the engine out
+    # of this process: it would keep the clients' connections and our port open, and not notice our end.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     # How many streams' tokens are processed before the event loop may do something else, such as answer a
     # probe. vLLM's 128 keep it waiting for tens of milliseconds where hundreds of streams run.
     os.environ.setdefault("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "16")
