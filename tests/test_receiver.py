@@ -51,9 +51,11 @@ def close(socket: zmq.asyncio.Socket | zmq.Socket[bytes]) -> None:
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[tuple[zmq.asyncio.Socket, zmq.Socket[bytes]]]:
     socket, sender = receiving(address), sending(address)
-    yield socket, sender
-    close(sender)
-    close(socket)
+    try:
+        yield socket, sender
+    finally:
+        close(sender)
+        close(socket)
 
 
 def test_all_that_was_sent_comes_whole_and_in_order(run: Run, address: str) -> None:
@@ -135,3 +137,35 @@ def test_a_socket_outlives_its_loop(address: str) -> None:
 
     asyncio.run(read())
     close(sockets[0])
+
+
+def test_what_nobody_reads_leaves_the_loop_at_rest(
+    run: Run, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the last word of an engine that dies, until another is there."""
+    wakes, wake = 0, Receiver._wake
+
+    def counted(receiver: Receiver) -> None:
+        nonlocal wakes
+        wakes += 1
+        wake(receiver)
+
+    async def read() -> None:
+        nonlocal wakes
+        with connected(address) as (socket, sender):
+            sender.send(b"the last word")
+            await asyncio.wait_for(socket.recv_multipart(copy=False), 20)
+            wakes = 0
+            sender.send(b"more")
+            sender.close()
+            async with asyncio.timeout(20):
+                while not wakes:
+                    await asyncio.sleep(0)
+            for _ in range(1000):
+                await asyncio.sleep(0)
+            assert wakes < 10
+            frames = await asyncio.wait_for(socket.recv_multipart(copy=False), 20)
+            assert [frame.bytes for frame in frames] == [b"more"]
+
+    monkeypatch.setattr(Receiver, "_wake", counted)
+    run(read())

@@ -151,7 +151,7 @@ class ReplaceableCore:
 
     async def replace(self, core: AsyncMPClient) -> bool:
         """Go on with `core`: first who is suspected, one at a time, then everyone. False if it dies of it."""
-        self._core = core
+        self._core, self._dead = core, None
         self._last_step = time.monotonic()
         self._changed.set()
         self._readmission = readmission = asyncio.create_task(self._readmit())

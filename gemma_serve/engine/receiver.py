@@ -49,3 +49,7 @@ class Receiver:
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
+        else:
+            # Nobody reads, as after the last word of a dying engine: unless zmq hears of it, the descriptor
+            # stays readable, and the loop would call this for ever.
+            self._socket.get(zmq.EVENTS)

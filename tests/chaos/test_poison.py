@@ -6,6 +6,7 @@ import asyncio
 import signal
 
 import openai
+import psutil
 import pytest
 
 from ..conftest import start_server, until
@@ -62,6 +63,11 @@ async def test_poison() -> None:
         assert await innocent(3) == undisturbed[3]
         assert server.text.count("gemma-demo: restarting") == restarts
         await client.close()
+        # Two engines have said that they die: neither is listened to any more.
+        used, seconds = psutil.Process(server.process.pid).cpu_times, 2.0
+        before = sum(used()[:2])
+        await asyncio.sleep(seconds)
+        assert sum(used()[:2]) - before < seconds / 2, "it spins"
         # An engine that does not hear SIGTERM is no reason to stay.
         (engine,) = below(server.process.pid, "EngineCore")
         engine.send_signal(signal.SIGSTOP)
