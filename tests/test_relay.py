@@ -119,6 +119,8 @@ def test_tokenizing_counts_as_a_request(http: httpx.Client) -> None:
         ("/v1/responses", {"input": 5}),
         ("/v1/responses", {"input": "x", "temperature": "hot"}),
         ("/v1/responses", {"input": "x", "max_output_tokens": -5}),
+        ("/v1/responses", {"input": "x", "background": True}),
+        ("/v1/responses", {"input": "x", "background": True, "store": "false"}),  # which vLLM would run
         ("/v1/messages", {}),
         ("/v1/messages", {"messages": 5, "max_tokens": 5}),
         ("/v1/messages", {"messages": [{"role": "wizard", "content": "x"}], "max_tokens": 5}),

@@ -157,6 +157,10 @@ class Relay:
                 request = _VALIDATORS[kind].validate_python(body)
             except (AttributeError, KeyError, TypeError) as error:
                 raise InvalidRequest(f"The request holds a value of the wrong type: {error}.") from error
+            if getattr(request, "background", None):
+                # vLLM answers at once and generates on: past the queue, the quotas and the drain.
+                message = "This server has no background mode: leave `background` out."
+                raise InvalidRequest(message, param="background")
             response = await self._handlers[kind](request, None)
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise asyncio.CancelledError  # vLLM turns cancellation into an answer
