@@ -11,8 +11,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from starlette.types import Message
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from gemma_serve.api.streaming import WRITE, GenerationStream, Patience
 from gemma_serve.app import create_app
 from gemma_serve.engine.base import Delta, GenerationRequest
 from gemma_serve.settings import Settings
@@ -122,6 +124,50 @@ async def test_a_step_without_text_does_not_end_a_stream_of_text(cached: bool) -
             body = {"messages": MESSAGES, "temperature": 0, "max_tokens": number + 1}
             answer = await client.post("/v1/chat/completions", json=body, headers={"Accept": "text/plain"})
             assert answer.text == "Hello world"
+
+
+async def test_while_a_client_does_not_read_its_steps_cost_nothing() -> None:
+    """Joined anew at each step, what waits for it would take longer and longer, from everybody's time."""
+    tried, sent = [], []
+    room = asyncio.Event()
+
+    class Tried(GenerationStream):
+        def write(self, data: bytes) -> bool:
+            tried.append(data)
+            return super().write(data)
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await room.wait()
+            sent.append(message["body"])
+
+    async def feed(sink: GenerationStream) -> None:
+        sink.put_texts(["Hel"])
+        draining = asyncio.create_task(sink.drain())
+        await until(lambda: sink._sending)
+        for text in "lo world":
+            sink.put_texts([text])
+            assert not sink.flush()
+        room.set()
+        await draining
+
+    async def aclose() -> None:
+        pass
+
+    async def open() -> Any:
+        return SimpleNamespace(tokens=None, note_first_token=lambda: None, feed=feed, aclose=aclose)
+
+    def make_writer(head: Any) -> Any:
+        def run(index: int, texts: list[str]) -> bytes:
+            return "".join(texts).encode()
+
+        return SimpleNamespace(run=run, opening=lambda n: b"", ending=lambda: b"!")
+
+    stream = Tried(open, make_writer, [], Patience(), 1)
+    scope: Any = {"type": "http", "extensions": {WRITE: lambda data: True}}
+    receive: Any = asyncio.Event().wait  # the client stays
+    await stream(scope, receive, send)
+    assert (tried, sent) == ([], [b"Hel", b"lo world", b"!"])
 
 
 @pytest.mark.parametrize("stream", [False, True])

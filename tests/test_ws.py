@@ -11,6 +11,7 @@ import pytest
 import websockets
 from starlette.types import Message
 
+from gemma_serve.api import ws_tokens
 from gemma_serve.api.streaming import WRITE
 from gemma_serve.api.ws_outbox import Outbox
 from gemma_serve.api.ws_tokens import Tokens
@@ -279,6 +280,34 @@ async def test_what_could_not_be_sent_at_once_goes_together_and_in_order() -> No
     assert tokens.text == "Hello world!"
 
 
+async def test_while_a_client_does_not_read_its_steps_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joined anew at each step, what waits for it would take longer and longer, from everybody's time."""
+    rendered, sent = 0, []
+    room = asyncio.Event()
+
+    def token(head: bytes, text: str) -> bytes:
+        nonlocal rendered
+        rendered += 1
+        return text.encode()
+
+    async def send(event: Message) -> None:
+        await room.wait()
+        sent.append(event["text"])
+
+    monkeypatch.setattr(ws_tokens, "token", token)
+    tokens = Tokens(Outbox({"extensions": {WRITE: lambda texts: True}}, send), None, wanted=True)
+    tokens.put_texts(["Hel"])
+    draining = asyncio.create_task(tokens.drain())
+    await asyncio.sleep(0)
+    for text in "lo world":
+        tokens.put_texts([text])
+        assert not tokens.flush()
+    assert rendered == 1
+    room.set()
+    await draining
+    assert sent == ["Hel", "lo world"]
+
+
 async def test_nothing_overtakes_a_message_that_waits() -> None:
     sent: list[str] = []
     room = asyncio.Event()
@@ -294,7 +323,7 @@ async def test_nothing_overtakes_a_message_that_waits() -> None:
     out = Outbox({"extensions": {WRITE: write}}, send)
     first = asyncio.create_task(out.send(b"first"))
     await asyncio.sleep(0)
-    assert not out.write([b"second"])
+    assert out.waiting and not out.write([b"second"])
     room.set()
     await first
     assert out.write([b"second"])

@@ -232,7 +232,8 @@ class GenerationStream(StreamedResponse):
         return self._writer
 
     def flush(self) -> bool:
-        if self._chunks and not self.write(b"".join(self._chunks)):
+        # While the client does not read, joining all that waits for it at each step would hold up the others.
+        if self._chunks and (self._sending or not self.write(b"".join(self._chunks))):
             return False
         self._chunks.clear()
         return True

@@ -48,6 +48,11 @@ class Outbox:
     async def send(self, text: bytes) -> None:
         await self._emit({"type": "websocket.send", "text": text.decode()})
 
+    @property
+    def waiting(self) -> bool:
+        """For the client to read."""
+        return self._waiting > 0
+
     def write(self, texts: list[bytes]) -> bool:
         """`send` all of them without waiting, or, where that cannot be, none: False."""
         return bool(self._write and not self._waiting and not self.closed and self._write(texts))

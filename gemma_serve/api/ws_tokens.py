@@ -62,7 +62,8 @@ class Tokens:
             self._unsent.append((head, text))
 
     def flush(self) -> bool:
-        if self._unsent and not self._out.write(self._messages()):
+        # While the client does not read, joining all that waits for it at each step would hold up the others.
+        if self._unsent and (self._out.waiting or not self._out.write(self._messages())):
             return False
         self._unsent.clear()
         return True

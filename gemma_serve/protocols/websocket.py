@@ -22,7 +22,9 @@ class WebSocketProtocol(PatientOnce, WebSocketsSansIOProtocol):
 
     def _write_texts(self, texts: list[bytes]) -> bool:
         """Send them as uvicorn's `send` would; False if it would wait."""
-        if not self.writable.is_set() or self.close_sent or self.conn.state is not State.OPEN:
+        if not self.writable.is_set() or self.close_sent or self.disconnected:
+            return False
+        if self.conn.state is not State.OPEN:
             return False
         for text in texts:
             self.conn.send_text(text)
