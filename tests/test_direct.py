@@ -155,6 +155,18 @@ async def test_a_failure_is_this_streams_alone(fault: Piece | Exception) -> None
     assert sink.writes == ["a"]  # what came before is not lost
 
 
+async def test_what_comes_after_a_failure_is_no_answer() -> None:
+    """A request that ran again and said something else: more of that may be on its way."""
+    sink, usage, flushes = Sink(), Usage(), Flushes()
+    output = DirectOutput(sink, usage, flushes)
+    for said in (piece("a"), RuntimeError("it cannot be continued"), piece(" wrong"), piece(".", "stop")):
+        output.put(said)
+        flushes.after_step()
+    with pytest.raises(RuntimeError, match="continued"):
+        await output.run()
+    assert (sink.writes, usage.completion_tokens) == (["a"], 1)
+
+
 async def test_other_work_is_done_between_the_writes_of_a_step() -> None:
     flushes = Flushes()
     sinks = [Sink() for _ in range(20)]

@@ -182,6 +182,8 @@ class DirectOutput:
 
     def add(self, text: str, tokens: int) -> None:
         """Keep a text, which goes out with the next flush. It is empty for half a character."""
+        if self._error is not None:  # what comes after a failure is no answer, as in vLLM's collector
+            return
         self._usage.completion_tokens += tokens
         if text:
             self._texts.append(text)
@@ -194,7 +196,7 @@ class DirectOutput:
             self._fail(piece)
             return
         text, tokens, reason, stop = piece
-        if reason is None:
+        if reason is None or self._error is not None:
             self.add(text, tokens)
             return
         self._usage.completion_tokens += tokens
@@ -239,9 +241,6 @@ class DirectOutput:
             await self._sink.drain()
             if self._error is not None:
                 raise self._error
-
-    def close(self) -> None:
-        """vLLM closes its queues."""
 
 
 class Flushes:
