@@ -232,6 +232,21 @@ async def test_a_reader_that_stops_ends_its_generation_and_frees_its_slot() -> N
         writer.close()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_leaves_with_a_second_request_waiting_ends_the_first(stream: bool) -> None:
+    engine = FakeEngine(hang_at=1)
+    async with serving(create_app(settings(), engine)) as url:
+        parsed = httpx.URL(url)
+        _, writer = await asyncio.open_connection(parsed.host, parsed.port)
+        body = json.dumps(CHAT | {"stream": stream}).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n" + JSON
+        writer.write((head + b"Content-Length: %d\r\n\r\n" % len(body) + body) * 2)
+        await until(lambda: engine.hanging == 1)
+        writer.transport.abort()
+        await until(lambda: engine.cancelled == 1)
+        assert len(engine.requests) == 1
+
+
 async def test_a_large_answer_may_take_long_to_read() -> None:
     size, body = 40_000_000, json.dumps(CHAT).encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % len(body) + JSON

@@ -30,6 +30,7 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0  # of the head, and of trailers and whatever else comes after the body
         self._refusal: ServeError | None = None
+        self._answered: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -41,6 +42,10 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_read_timer()
         super().connection_lost(exc)
+        # uvicorn tells only the last request that came, which waits where a client sends several at once.
+        if (cycle := self._answered) is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
@@ -70,6 +75,7 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
             extensions[WRITE] = functools.partial(_write, weakref.ref(self.cycle))
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
         start = functools.partial(super()._start_asgi_task, cycle, app)
         if self.url.startswith(_PROBES):
             start()
