@@ -287,3 +287,22 @@ async def test_of_the_real_engine(in_process: InProcess) -> None:
     assert status["versions"]["vllm"] and status["versions"]["torch"]
     phases = [change["phase"] for change in status["engine"]["history"]]
     assert "starting the engine and loading the weights" in phases
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio(loop_scope="session")
+async def test_who_comes_right_after_the_output_loop_has_failed_is_served(
+    in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert in_process.engine._llm is not None
+
+    def fail(*args: object, **kwargs: object) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("by the test")
+
+    monkeypatch.setattr(in_process.engine._llm.output_processor, "process_outputs", fail)
+    body = {"prompt": "a", "max_tokens": 3}
+    async with httpx.AsyncClient(base_url=in_process.url, timeout=60) as client:
+        answers = [await client.post("/v1/completions", json=body) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [500, 200]
+        assert (await client.get("/health/ready")).status_code == 200

@@ -138,9 +138,6 @@ class VLLMEngine:
             await asyncio.sleep(_WATCH_SECONDS)
             self._core.notice_death()
             self._notice_stall(self._core)
-            if llm.output_handler is not None and llm.output_handler.done():
-                # It has failed all requests and said why. The next request starts it anew.
-                llm.output_handler = None
 
     async def _notice_death(self) -> None:
         assert self._core is not None
@@ -225,6 +222,8 @@ class VLLMEngine:
             try:
                 if self._footprint is not None:
                     await asyncio.to_thread(self._footprint.remove)
+                # vLLM does it where the engine could not say that it dies: its sockets and their threads go.
+                await asyncio.to_thread(self._core.shutdown, 0)
                 await asyncio.sleep(wait)
                 with formatted_stderr() as output:
                     core = await self._start_core(self._builder)

@@ -58,6 +58,24 @@ from .warm_up import warm_up
 logger = logging.getLogger(__name__)
 
 
+class LastingLLM(AsyncLLM):  # type: ignore[misc]
+    """One that reads on after an error in what it does with the engine's output.
+
+    vLLM's output handler has then failed all requests and said why, and refuses others for good.
+    """
+
+    def _run_output_handler(self) -> None:
+        if self.output_handler is None:
+            super()._run_output_handler()
+            handler: Any = self.output_handler
+            handler.add_done_callback(self._read_on)
+
+    def _read_on(self, handler: asyncio.Task[None]) -> None:
+        if not handler.cancelled() and not self.engine_core.resources.engine_dead:
+            self.output_handler = None
+            self._run_output_handler()
+
+
 class EngineBuilder:
     """Starts vLLM's processes and loads the weights: at first, and again when they have died.
 
@@ -75,7 +93,7 @@ class EngineBuilder:
         """The engine, with a core."""
         args = self._args
         with self._starting():
-            llm = AsyncLLM.from_vllm_config(
+            llm = LastingLLM.from_vllm_config(
                 vllm_config=copy.deepcopy(self._config),  # a core writes into it what it has measured
                 enable_log_requests=args.enable_log_requests,
                 aggregate_engine_logging=args.aggregate_engine_logging,
