@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from gemma_serve.app import create_app
+from gemma_serve.protocols import http
 
 from .conftest import serving
 from .fake_engine import FakeEngine
@@ -40,6 +41,37 @@ async def test_a_longer_body_is_refused_before_the_rest_is_read(sent: bytes) -> 
     error = json.loads(body)["error"]
     assert error["code"] == "request_too_large"
     assert "10,000 bytes" in error["message"]
+
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize("patience", [None, 0.1])
+async def test_what_is_still_sent_does_not_reset_the_connection(
+    patience: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a proxy that sends the rest, and reads later, would answer 502."""
+    if patience is not None:
+        monkeypatch.setattr(http, "_LINGER_SECONDS", patience)
+    app = create_app(settings(server={"max_body_bytes": LIMIT}), FakeEngine())
+    async with serving(app) as url:
+        parsed = httpx.URL(url)
+        reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+        writer.write(HEAD + b"Content-Length: 1000000000\r\n\r\n" + b"x" * 2 * LIMIT)
+        async with asyncio.timeout(10):
+            assert (await reader.read()).startswith(b"HTTP/1.1 413 ")
+        if patience is None:
+            for _ in range(50):
+                writer.write(b"x" * 100_000)
+                await writer.drain()
+        else:
+            with pytest.raises(ConnectionError):  # who does not stop is left in the end
+                async with asyncio.timeout(10):
+                    while True:
+                        writer.write(b"x" * 1000)
+                        await writer.drain()
+                        await asyncio.sleep(0.01)
+        writer.close()
 
 
 async def test_a_body_of_exactly_the_limit_passes() -> None:

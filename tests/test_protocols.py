@@ -35,7 +35,7 @@ class Wire:
 
 
 def answer_on(wire: Wire) -> AnswerTransport:
-    return AnswerTransport(wire, asyncio.get_running_loop())  # type: ignore[arg-type]
+    return AnswerTransport(wire, asyncio.get_running_loop(), wire.close)  # type: ignore[arg-type]
 
 
 async def test_requests_that_come_together_begin_some_at_a_time_and_in_order() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 _CONTINUE = b"HTTP/1.1 100 "
@@ -11,9 +12,13 @@ _CONTINUE = b"HTTP/1.1 100 "
 class AnswerTransport:
     """Writes an answer's head together with what follows it at once: one packet, which is most of a write."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, hang_up: Callable[[], None]
+    ) -> None:
+        """`hang_up` closes the connection."""
         self._transport = transport
         self._loop = loop
+        self._hang_up = hang_up
         self._head = b""
 
     def write(self, data: bytes) -> None:
@@ -35,7 +40,7 @@ class AnswerTransport:
 
     def close(self) -> None:
         self._write_head()
-        self._transport.close()
+        self._hang_up()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

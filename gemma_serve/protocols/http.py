@@ -18,6 +18,7 @@ from .patience import PatientOnce
 
 _MOST_HEADERS = 128
 _PROBES = b"/health"
+_LINGER_SECONDS = 5.0
 _SPARE_CONNECTIONS = 64  # beyond the setting: probes are answered there, and others told
 
 
@@ -31,6 +32,8 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         self._head_bytes = 0  # of the head, and of trailers and whatever else comes after the body
         self._refusal: ServeError | None = None
         self._answered: RequestResponseCycle | None = None
+        self._lingering = False
+        self._linger_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -41,6 +44,8 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_read_timer()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
         super().connection_lost(exc)
         # uvicorn tells only the last request that came, which waits where a client sends several at once.
         if (cycle := self._answered) is not None and not cycle.response_complete:
@@ -48,6 +53,8 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
             cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            return
         self._head_bytes += len(data)
         if self._in_head:
             self._start_read_timer()  # the parser says nothing of empty lines before a request
@@ -70,7 +77,9 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not None and self.cycle.scope is self.scope:
             if self.scope["method"] != "HEAD":  # nothing follows
-                self.cycle.transport = AnswerTransport(self.transport, self.loop)  # type: ignore[assignment]
+                hang_up = functools.partial(_hang_up, weakref.ref(self))
+                answer = AnswerTransport(self.transport, self.loop, hang_up)
+                self.cycle.transport = answer  # type: ignore[assignment]
             # Weakly: its scope is its own, so only the garbage collector would find what else held it.
             extensions[WRITE] = functools.partial(_write, weakref.ref(self.cycle))
 
@@ -127,7 +136,30 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
             cycle.message_event.set()
         if cycle is None or (cycle.response_complete if self._in_head else not cycle.response_started):
             self._answer(error)
-        self.transport.close()
+            self.linger()
+        else:
+            self.transport.close()
+
+    def hang_up(self) -> None:
+        """The answer has been written, and is the last."""
+        if self._in_head:  # its request has come whole
+            self.transport.close()
+        else:
+            self.linger()
+
+    def linger(self) -> None:
+        """Close once the client has, or soon: what it still sends would make the system reset the connection,
+        and who has not read the answer yet, such as a proxy that sends a body, would lose it (RFC 9112, 9.6).
+        """
+        crowded = len(self.connections) > self.limits.max_connections
+        if crowded or not self.transport.can_write_eof():
+            self.transport.close()
+        elif not self._lingering and self._open():
+            self._stop_read_timer()
+            self._lingering = True
+            self.transport.write_eof()
+            self.flow.resume_reading()
+            self._linger_timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
     def _answer(self, error: ServeError) -> None:
         body = orjson.dumps(error.body())
@@ -140,7 +172,7 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         self.transport.write(b"".join((STATUS_LINE[error.status], *lines, b"\r\n", body)))
 
     def _open(self) -> bool:
-        return not self.transport.is_closing()
+        return not (self._lingering or self.transport.is_closing())
 
     def _start_read_timer(self) -> None:
         if self._read_timer is None:
@@ -161,6 +193,11 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         elif self._open():
             seconds = self.limits.read_timeout_seconds
             self._refuse(RequestTimeout(f"The whole request did not arrive within {seconds:g} s."))
+
+
+def _hang_up(protocol: weakref.ref[HttpProtocol]) -> None:
+    if (connection := protocol()) is not None:
+        connection.hang_up()
 
 
 def _write(answered: weakref.ref[RequestResponseCycle], data: bytes) -> bool:
