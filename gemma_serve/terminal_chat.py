@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
@@ -27,6 +28,7 @@ Ctrl-C stops an answer, Ctrl-D or /quit ends the chat, and
 # What moves the cursor or rings: a model's answer must not drive the terminal.
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _PROMPT = "\n> "
+_LAST = ("message", "cancelled", "error")  # of an answer
 
 
 class TerminalChat:
@@ -34,6 +36,7 @@ class TerminalChat:
         self._url = url
         self._session_id = session_id
         self._parameters = parameters
+        self._connection = ExitStack()
         self._socket: ClientConnection | None = None
         self._interactive = sys.stdin.isatty()
         self._used = session_id is not None
@@ -45,12 +48,14 @@ class TerminalChat:
         """Connect, and go on with the session if there is one. Raises `StartupError`."""
         headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get("OPENAI_API_KEY")) else {}
         try:
-            self._socket = connect(
-                self._url,
-                additional_headers=headers,
-                subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
-                compression=None,
-                max_size=None,
+            self._socket = self._connection.enter_context(
+                connect(
+                    self._url,
+                    additional_headers=headers,
+                    subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
+                    compression=None,
+                    max_size=None,
+                )
             )
             first = self._recv()
         except InvalidStatus as error:
@@ -71,12 +76,11 @@ class TerminalChat:
             raise StartupError(f"--session {self._session_id}: {reply['data']['message']}")
 
     def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self._socket = None
+        self._connection.close()
 
     def _send(self, kind: str, **data: Any) -> None:
-        text = json.dumps({"type": kind, "data": data})
+        text = json.dumps({"type": kind, "id": kind, "data": data})
         try:
             if self._socket is None:
                 self.open()
@@ -93,7 +97,8 @@ class TerminalChat:
         assert self._socket is not None
         while True:
             message: dict[str, Any] = json.loads(self._socket.recv())
-            if message["type"] != "going_away":
+            too_late = message["type"] == "error" and message["id"] == "cancel"  # the answer had ended
+            if message["type"] != "going_away" and not too_late:
                 return message
 
     def _ask(self, kind: str, **data: Any) -> dict[str, Any]:
@@ -173,19 +178,20 @@ class TerminalChat:
     def _answer(self, kind: str, **data: Any) -> None:
         self._send(kind, **data, **self._parameters)
         self._used = True
+        reply: dict[str, Any] = {"type": ""}
         stopping = False
-        while True:
+        while reply["type"] not in _LAST:
             try:
-                if self._show(self._recv()):
-                    return
+                reply = self._recv()
+                self._show(reply)
             except KeyboardInterrupt:
                 if stopping or not self._interactive:
                     raise
-                stopping = True
-                self._send("cancel")
+                if reply["type"] not in _LAST:
+                    stopping = True
+                    self._send("cancel")
 
-    def _show(self, reply: dict[str, Any]) -> bool:
-        """Whether it was the last of an answer."""
+    def _show(self, reply: dict[str, Any]) -> None:
         data = reply["data"]
         match reply["type"]:
             case "token":
@@ -194,14 +200,8 @@ class TerminalChat:
                 self._note(f"the oldest {data['dropped']} messages no longer fit and were dropped")
             case "message" | "cancelled":
                 print(" (stopped)" if reply["type"] == "cancelled" else "")
-                return True
-            case "error" if data["code"] == "no_answer_running":
-                print()
-                return True
             case "error":
                 self._complain(data["message"])
-                return True
-        return False
 
     def _complain(self, text: str) -> None:
         self._failed = True

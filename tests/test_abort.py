@@ -24,7 +24,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "prompts": ("/v1/completions", {"prompt": ["Once", "Twice", "Thrice"], "n": 2}),
     "echo": ("/v1/completions", {"prompt": ["Once", "Twice"], "echo": True}),
 }
-ANSWERS = {"n": 8, "greedy n": 4, "prompts": 6, "echo": 2}
+ANSWERS = {"n": 8, "prompts": 6, "echo": 2}
 
 
 def made(server: InProcess) -> int:

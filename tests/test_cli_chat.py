@@ -10,14 +10,20 @@ import pty
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from gemma_serve import cli_chat
 from gemma_serve.api_keys import digest_of
 from gemma_serve.app import create_app
 from gemma_serve.key_file import KeyEntry, write_keys
+from gemma_serve.terminal_chat import TerminalChat
 
 from .chat_client import chatting
 from .conftest import ServerProcess, clean_environ, serving, until
@@ -143,6 +149,38 @@ async def test_ctrl_c_stops_the_answer_and_not_the_chat() -> None:
         await chat.shows("Hello world\r\n\r\n> $")  # before that, Ctrl-D is no end
         chat.type("\x04")
         assert await asyncio.wait_for(chat.process.wait(), 30) == 0
+
+
+async def test_ctrl_c_that_comes_too_late_leaves_the_chat_in_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While a token is shown, or the end, and the answer has been sent to its end meanwhile."""
+    engine = FakeEngine()
+
+    class Interrupted(TerminalChat):
+        at = "token"
+
+        def _show(self, reply: dict[str, Any]) -> None:
+            super()._show(reply)
+            if reply["type"] == self.at:
+                self.at = ""
+                while not engine.streams[-1].closed:
+                    time.sleep(0.001)
+                raise KeyboardInterrupt
+
+    def talk(url: str) -> None:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+        chat = Interrupted(f"{url.replace('http', 'ws')}/ws", None, {})
+        for number, at in enumerate(("token", "message", "")):
+            chat.at = at
+            engine.words = (f"{number}", " said")
+            chat._take(f"question {number}")
+        chat.close()
+
+    async with serving(create_app(settings(), engine)) as url:
+        async with asyncio.timeout(30):
+            await asyncio.to_thread(talk, url)
+    assert capsys.readouterr().out == "0 said\n1 said\n2 said\n"
 
 
 async def test_a_chat_goes_on_by_its_session() -> None:

@@ -232,6 +232,64 @@ async def test_a_reader_that_stops_ends_its_generation_and_frees_its_slot() -> N
         writer.close()
 
 
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n" + JSON
+
+
+@pytest.mark.usefixtures("no_errors")
+async def test_a_wrong_body_that_waits_to_be_asked_for_is_refused_quietly() -> None:
+    head = POST + b"Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving(create_app(settings(), FakeEngine())) as url:
+        status, body, _ = await exchange(url, head + b"zz\r\n")
+        assert (status, body["error"]["code"]) == (400, "invalid_http")
+
+
+@pytest.mark.usefixtures("no_errors")
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_wrong_request_behind_another_breaks_neither_its_answer_nor_the_log(stream: bool) -> None:
+    engine = FakeEngine(hang_at=1)
+    body = json.dumps(CHAT | {"stream": stream}).encode()
+    async with serving(create_app(settings(), engine)) as url:
+        first = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        second = POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
+        parsed = httpx.URL(url)
+        reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+        writer.write(first + second)
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+        assert b"400" not in answer, answer
+        await until(lambda: engine.cancelled == len(engine.requests))
+        writer.close()
+
+
+@pytest.mark.usefixtures("no_errors")
+async def test_nothing_begins_behind_a_last_answer() -> None:
+    engine = FakeEngine()
+    body = json.dumps(CHAT).encode()
+    async with serving(create_app(settings(), engine)) as url:
+        first = POST + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        second = POST + b"Content-Length: %d\r\n\r\n{" % len(body)
+        parsed = httpx.URL(url)
+        reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+        writer.write(first + second)
+        async with asyncio.timeout(20):
+            assert (await reader.read()).count(b"HTTP/1.1 ") == 1
+        writer.write(body[1:])
+        writer.close()
+    assert len(engine.requests) == 1
+
+
+async def test_a_refused_client_that_stays_does_not_hold_up_the_end() -> None:
+    async with serving(create_app(settings(), FakeEngine()), grace=60) as url:
+        parsed = httpx.URL(url)
+        reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+        writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n")
+        async with asyncio.timeout(20):
+            assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+        ended = time.monotonic()
+    assert time.monotonic() - ended < 4, "it waited until the connection was given up"
+    writer.close()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_who_leaves_with_a_second_request_waiting_ends_the_first(stream: bool) -> None:
     engine = FakeEngine(hang_at=1)

@@ -49,8 +49,7 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         super().connection_lost(exc)
         # uvicorn tells only the last request that came, which waits where a client sends several at once.
         if (cycle := self._answered) is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
+            _disconnect(cycle)
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
@@ -130,15 +129,27 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
     def _refuse(self, error: ServeError) -> None:
         """Answer in place of the application, unless it is answering, and close."""
         self._stop_read_timer()
-        cycle = self.cycle  # while a head is read, it is the last request's
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
-        if cycle is None or (cycle.response_complete if self._in_head else not cycle.response_started):
+        cycle, answered = self.cycle, self._answered  # while a head is read, `cycle` is the last request's
+        for each in (cycle, answered):
+            if each is not None and not each.response_complete:
+                _disconnect(each)
+        if answered is not None and answered is not cycle and not answered.response_complete:
+            self.transport.close()  # this one waits behind another, whose answer it is that would be broken
+        elif cycle is None or (cycle.response_complete if self._in_head else not cycle.response_started):
             self._answer(error)
             self.linger()
         else:
             self.transport.close()
+
+    def on_response_complete(self) -> None:
+        if not self._lingering:  # what has come behind it is not answered any more
+            super().on_response_complete()
+
+    def shutdown(self) -> None:
+        if self._lingering:
+            self.transport.close()
+        else:
+            super().shutdown()
 
     def hang_up(self) -> None:
         """The answer has been written, and is the last."""
@@ -193,6 +204,12 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         elif self._open():
             seconds = self.limits.read_timeout_seconds
             self._refuse(RequestTimeout(f"The whole request did not arrive within {seconds:g} s."))
+
+
+def _disconnect(cycle: RequestResponseCycle) -> None:
+    cycle.disconnected = True
+    cycle.waiting_for_100_continue = False  # or `receive` would write
+    cycle.message_event.set()
 
 
 def _hang_up(protocol: weakref.ref[HttpProtocol]) -> None:
