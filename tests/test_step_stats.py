@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from gemma_serve.engine.step_stats import StepStats
 
+from .conftest import InProcess
+
 
 def counted(counter: type, gauge: type, histogram: type) -> str:
     registry, values = CollectorRegistry(), random.Random(0)
@@ -38,3 +40,12 @@ def test_vllm_makes_its_metrics_of_these_classes(what: str) -> None:
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
     assert hasattr(PrometheusStatLogger, what)
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio(loop_scope="session")
+async def test_nothing_else_counts(in_process: InProcess) -> None:
+    """vLLM's other logger counts for lines that only its own server prints, and grows with what it counts."""
+    llm = in_process.engine._llm
+    assert llm is not None and llm.logger_manager is not None
+    assert [type(each) for each in llm.logger_manager.stat_loggers] == [StepStats]

@@ -224,6 +224,30 @@ def test_what_the_report_reads_is_there() -> None:
     assert loggers.PrometheusStatLogger._counter_cls is prometheus_client.Counter
 
 
+def test_the_engine_gets_the_batches_that_vllms_own_server_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an H200; on a CPU whom it serves makes no difference."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
+
+    from gemma_serve.engine.node import Node
+    from gemma_serve.engine.vllm_engine import EngineBuilder
+    from gemma_serve.settings import Settings
+
+    monkeypatch.setattr(current_platform, "get_device_total_memory", lambda device_id=0: 139 << 30)
+    monkeypatch.setattr(current_platform, "get_device_name", lambda device_id=0: "NVIDIA H200")
+    monkeypatch.setattr(current_platform, "is_cpu", lambda: False)
+    batches = EngineArgs.get_batch_defaults(1)
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(EngineArgs, "get_batch_defaults", lambda *args: batches)
+    settings = Settings(model={"name": "gemma-demo"})
+    spread = {"nnodes": 2, "node_rank": 1, "master_addr": "x", "tensor_parallel_size": 2}
+    node = Node(Settings(model=settings.model, engine=spread))
+    for config in (EngineBuilder(settings, print)._config, node._prepare()):
+        scheduler = config.scheduler_config
+        assert (scheduler.max_num_batched_tokens, scheduler.max_num_seqs) == (8192, 1024)
+
+
 def test_models_can_be_changed() -> None:
     from vllm import envs
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels

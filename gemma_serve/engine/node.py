@@ -103,10 +103,12 @@ class Node:
         environment.prepare(self._settings)
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.usage.usage_lib import UsageContext
 
             from .arguments import engine_arguments
 
-            return AsyncEngineArgs(**engine_arguments(self._settings)).create_engine_config(headless=True)
+            arguments = AsyncEngineArgs(**engine_arguments(self._settings))
+            return arguments.create_engine_config(UsageContext.OPENAI_API_SERVER, headless=True)
         except Exception as error:
             raise StartupError(sentence(error, self._settings.model.name)) from error
 

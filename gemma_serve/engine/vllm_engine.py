@@ -20,6 +20,7 @@ from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.utils.request_logger import RequestLogger
 from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.executor.abstract import Executor
@@ -87,7 +88,8 @@ class EngineBuilder:
         tidy_templates()
         set_phase("reading the model's configuration")
         self._args = AsyncEngineArgs(**engine_arguments(settings))
-        self._config = self._args.create_engine_config()
+        # Its defaults of batches depend on whom the engine serves.
+        self._config = self._args.create_engine_config(UsageContext.OPENAI_API_SERVER)
 
     def llm(self) -> AsyncLLM:
         """The engine, with a core."""
@@ -97,7 +99,7 @@ class EngineBuilder:
                 vllm_config=copy.deepcopy(self._config),  # a core writes into it what it has measured
                 enable_log_requests=args.enable_log_requests,
                 aggregate_engine_logging=args.aggregate_engine_logging,
-                disable_log_stats=args.disable_log_stats,
+                disable_log_stats=True,  # of its own: it would count for lines that nobody has printed
                 stat_loggers=None if args.disable_log_stats else [StepStats],
             )
         Receiver(llm.engine_core.resources.output_socket)
