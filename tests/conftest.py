@@ -308,7 +308,8 @@ class InProcess:
     def scheduler_stats(self) -> Any:
         """What vLLM's scheduler said after its last step."""
         assert self.engine._core is not None
-        return self.engine._core.scheduler_stats
+        (stats,) = self.engine._core.scheduler_stats.values()
+        return stats
 
     def unfinished(self) -> int:
         """Requests that vLLM still works on."""

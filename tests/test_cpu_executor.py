@@ -43,6 +43,7 @@ def test_the_engine_is_one_process_beside_a_free_cpu(live: ServerProcess) -> Non
     api = psutil.Process(live.process.pid)
     (engine,) = below(api.pid, "EngineCore")
     assert not engine.children()
+    assert os.getpgid(engine.pid) != os.getpgid(api.pid), "Ctrl-C would end it"
     if (os.cpu_count() or 1) > 1:
         anywhere = os.sched_getaffinity(api.pid)
         assert anywhere - os.sched_getaffinity(engine.pid)

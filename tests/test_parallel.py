@@ -68,12 +68,13 @@ def test_tensor_parallel() -> None:
 
 
 def test_data_parallel() -> None:
-    """Two engines behind one server; both get work."""
+    """Two engines behind one server; both get work, as much as both can take."""
     environ = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    with running("--set=engine.data_parallel_size=2", environ=environ) as server:
+    options = ("--set=engine.data_parallel_size=2", "--set=queue.max_requests=0")
+    with running(*options, environ=environ) as server:
         server.wait_ready()
-        with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda _: answer(server.url, 32), range(8)))
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda _: answer(server.url, 32), range(16)))
         assert len(set(answers)) == 1
         text = httpx.get(f"{server.url}/metrics", timeout=30).text
         served = [

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import OutputProcessor
@@ -32,6 +32,8 @@ from .resume import Diverged, Replay, Way, continued, restart, tokens_so_far, wa
 
 logger = logging.getLogger(__name__)
 
+_FROM_OUTSIDE = (0, -signal.SIGTERM, -signal.SIGKILL)
+"""Exit codes of a core that was told to end, or killed."""
 _TRIALS = 32  # suspects beyond that are tried several at a time
 
 
@@ -45,6 +47,7 @@ class ReplaceableCore:
         self.resources = SimpleNamespace(engine_dead=False)  # what AsyncLLM asks before it takes a request
         self._core = core
         self._dead: AsyncMPClient | None = None
+        self._ending: AsyncMPClient | None = None
         self._processor = processor
         self._on_death = on_death
         self._entries = Entries(processor)
@@ -59,8 +62,9 @@ class ReplaceableCore:
         self.flushes = Flushes()
         self.resumed_total = 0
         """Requests that went on after a death, since the start."""
-        self.scheduler_stats: SchedulerStats | None = None
-        """What the scheduler said after its last step: requests running and waiting, use of the KV cache."""
+        self.scheduler_stats: dict[int, SchedulerStats] = {}
+        """By data parallel rank, what its scheduler said after its last step: requests running and waiting,
+        use of the KV cache."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
@@ -107,15 +111,26 @@ class ReplaceableCore:
                     logger.exception("The engine's output cannot be read")
                 await self._next_after(core)
                 continue
+            if core is self._ending or self._gives_up(core, outputs):
+                continue
             self.flushes.before_step(len(outputs.outputs))
             self._last_step = time.monotonic()
             if outputs.scheduler_stats is not None:
-                self.scheduler_stats = outputs.scheduler_stats
+                self.scheduler_stats[outputs.engine_index] = outputs.scheduler_stats
             if self._trial is not None:
                 self._watch_trial(outputs, self._trial)
             if self._replays:
                 self._drop_replayed(outputs)
             return outputs
+
+    def _gives_up(self, core: AsyncMPClient, outputs: EngineCoreOutputs) -> bool:
+        """A signal told it to end, and what it says from then on is no answer: the next one goes on."""
+        if not outputs.outputs or outputs.outputs[0].finish_reason is not FinishReason.ABORT:
+            return False
+        if any(self._entries.get(output.request_id) for output in outputs.outputs):
+            self._ending = core  # else only what was aborted here has crossed with it
+            self._open.clear()
+        return True
 
     # For who watches over it.
 
@@ -151,7 +166,8 @@ class ReplaceableCore:
 
     async def replace(self, core: AsyncMPClient) -> bool:
         """Go on with `core`: first who is suspected, one at a time, then everyone. False if it dies of it."""
-        self._core, self._dead = core, None
+        self._core, self._dead, self._ending = core, None, None
+        self.scheduler_stats.clear()
         self._last_step = time.monotonic()
         self._changed.set()
         self._readmission = readmission = asyncio.create_task(self._readmit())
@@ -197,7 +213,7 @@ class ReplaceableCore:
 
     def _weight(self, hung: bool, killed: bool) -> int:
         processes = getattr(self._core.resources.engine_manager, "processes", ())
-        killed = killed or any(process.exitcode == -signal.SIGKILL for process in processes)
+        killed = killed or any(process.exitcode in _FROM_OUTSIDE for process in processes)
         return KILLED if killed and not hung else CRASHED
 
     def _close(self) -> None:

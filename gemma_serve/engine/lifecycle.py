@@ -358,7 +358,8 @@ class VLLMEngine:
     def capacity(self) -> int:
         if self._llm is None:
             return 1
-        sequences = int(self._llm.vllm_config.scheduler_config.max_num_seqs)
+        config = self._llm.vllm_config
+        sequences = int(config.scheduler_config.max_num_seqs) * int(config.parallel_config.data_parallel_size)
         return sequences + max(
             4, sequences // 8
         )  # a few wait in the engine, so that no step has a free place

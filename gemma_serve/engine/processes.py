@@ -92,6 +92,7 @@ def _end_with_parent() -> None:
     """
     if (parent := parent_process()) is None:
         return  # this is the server itself
+    os.setpgid(0, 0)  # Ctrl-C in a terminal is for the server, which lets the engine finish
 
     def watch() -> None:
         parent.join()

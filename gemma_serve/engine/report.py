@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import statistics
 from typing import Any
 
 from prometheus_client import REGISTRY
@@ -21,13 +22,13 @@ _GENERATED = "vllm:generation_tokens_total"
 
 
 def report(llm: AsyncLLM, core: ReplaceableCore, footprint: Footprint | None) -> EngineReport:
-    stats, config = core.scheduler_stats, llm.vllm_config
-    per_device = config.cache_config.kv_cache_memory_bytes
+    stats = core.scheduler_stats.values()
+    per_device = llm.vllm_config.cache_config.kv_cache_memory_bytes
     count = _devices(llm)
     return EngineReport(
-        running=stats.num_running_reqs if stats else 0,
-        waiting=stats.num_waiting_reqs if stats else 0,
-        kv_cache_use=stats.kv_cache_usage if stats else None,
+        running=sum(each.num_running_reqs for each in stats),
+        waiting=sum(each.num_waiting_reqs for each in stats),
+        kv_cache_use=statistics.mean(each.kv_cache_usage for each in stats) if stats else None,
         kv_cache_bytes=None if per_device is None else int(per_device) * count,
         generated_tokens=_generated_tokens(),
         resumed=core.resumed_total,
@@ -53,7 +54,7 @@ def gpu_memory(llm: AsyncLLM) -> list[GpuMemory]:
 
 
 def _devices(llm: AsyncLLM) -> int:
-    return int(llm.vllm_config.parallel_config.world_size)
+    return int(llm.vllm_config.parallel_config.world_size_across_dp)
 
 
 @functools.cache

@@ -37,6 +37,10 @@ class Load:
         self._size = size
         self.tokens = 0
 
+    def begin(self) -> asyncio.Task[list[Answer | BaseException]]:
+        self.tokens = 0  # now: who waits for some is not to see those of the last run
+        return asyncio.create_task(self.run())
+
     async def run(self) -> list[Answer | BaseException]:
         self.tokens = 0
         kinds: list[Callable[[int], Any]] = [

@@ -79,22 +79,24 @@ def the_engine(server: ServerProcess) -> psutil.Process:
 
 
 @pytest.mark.parametrize("seed", range(5 if FULL else 1))
-@pytest.mark.parametrize("how", ["killed", "out of memory"])
+@pytest.mark.parametrize("how", ["killed", "out of memory", "told to end"])
 async def test_killed(
     server: ServerProcess, load: Load, undisturbed: list[Answer | BaseException], how: str, seed: int
 ) -> None:
     moment = random.Random(f"{how}{seed}").randrange(50, load.tokens * 2 // 3)  # of those of the last run
-    running = asyncio.create_task(load.run())
+    running = load.begin()
     await until(lambda: load.tokens >= moment, 120)
     if how == "out of memory" and seed == 0:
         await run_out_of_memory(the_engine(server))
+    elif how == "told to end":
+        the_engine(server).send_signal(signal.SIGTERM)
     else:
         the_engine(server).send_signal(signal.SIGKILL)
     assert not failures(await running, undisturbed)
 
 
 async def test_frozen(server: ServerProcess, load: Load, undisturbed: list[Answer | BaseException]) -> None:
-    running = asyncio.create_task(load.run())
+    running = load.begin()
     await until(lambda: load.tokens >= 500, 120)
     frozen = the_engine(server)
     frozen.send_signal(signal.SIGSTOP)
@@ -121,7 +123,7 @@ async def test_frozen(server: ServerProcess, load: Load, undisturbed: list[Answe
 async def test_it_fails_to_start_twice_then_starts(
     server: ServerProcess, model: Path, load: Load, undisturbed: list[Answer | BaseException]
 ) -> None:
-    running = asyncio.create_task(load.run())
+    running = load.begin()
     client = httpx.AsyncClient(base_url=server.url, timeout=120)
     await until(lambda: load.tokens >= 500, 120)
     restarts = server.text.count("gemma-demo: restarting")
@@ -144,7 +146,7 @@ async def test_sigterm_lets_all_streams_finish(
 ) -> None:
     """The last of this server."""
     children = below(server.process.pid)
-    running = asyncio.create_task(load.run())
+    running = load.begin()
     await until(lambda: load.tokens > 300, 120)
     server.process.send_signal(signal.SIGTERM)
     async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
