@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,15 @@ def test_the_engine_is_not_forked_out_of_the_server(monkeypatch: pytest.MonkeyPa
     assert envs.VLLM_WORKER_MULTIPROC_METHOD == "fork"
     environment.prepare(Settings(model={"name": "gemma-demo"}))
     assert get_mp_context().get_start_method() == "spawn"
+
+
+def test_programs_beside_this_python_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashInfer starts `ninja`, and `.venv/bin/gemma-server` is called by its path."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    for name in ("python", "ninja-of-the-test"):
+        (tmp_path / name).touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    for _ in range(2):
+        environment.prepare(Settings(model={"name": "gemma-demo"}))
+    assert shutil.which("ninja-of-the-test", path=os.environ["PATH"])
+    assert os.environ["PATH"].count(str(tmp_path)) == 1

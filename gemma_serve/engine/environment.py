@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from ..settings import OtelSettings, Settings
@@ -20,6 +21,10 @@ def prepare(settings: Settings) -> set[str]:
     # How many streams' tokens are processed before the event loop may do something else, such as answer a
     # probe. vLLM's 128 keep it waiting for tens of milliseconds where hundreds of streams run.
     os.environ.setdefault("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "16")
+    # FlashInfer compiles with `ninja`, which is installed beside this Python. Last: it is not to hide others.
+    programs = str(Path(sys.executable).parent)
+    if programs not in (path := os.environ.get("PATH", os.defpath)).split(os.pathsep):
+        os.environ["PATH"] = path + os.pathsep + programs
     if not _has_nvcc():
         # vLLM's sampler takes FlashInfer's kernels where the GPU could run them, and FlashInfer compiles them
         # while the engine starts, which dies without a CUDA toolkit: as in our image.
