@@ -188,6 +188,9 @@ def test_openai_parameters_without_effect_are_accepted(client: openai.OpenAI) ->
         metadata={"a": "b"},
         service_tier="auto",
         modalities=["text"],
+        prompt_cache_options={"mode": "explicit"},
+        stream=True,
+        stream_options={"include_obfuscation": False},
     )
 
 

@@ -114,6 +114,26 @@ async def test_only_events_have_comments(accept: str) -> None:
         assert "keep-alive" not in (await asking).text
 
 
+@pytest.mark.parametrize(
+    ("accept", "answered"),
+    [
+        ("text/plain", "text/plain"),
+        ("text/plain;q=0.9, application/x-ndjson", "text/plain"),
+        ("application/x-ndjson", "application/x-ndjson"),
+        ("text/plain, application/json, application/*+json, */*", "application/json"),  # Spring's
+        ("text/plain, */*; q=0.01", "application/json"),  # jQuery's
+        ("*/*", "application/json"),
+        ("", "application/json"),
+    ],
+)
+async def test_who_takes_json_gets_it(accept: str, answered: str) -> None:
+    app = create_app(settings(), FakeEngine())
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+        body = {"messages": MESSAGES}
+        answer = await client.post("/v1/chat/completions", json=body, headers={"Accept": accept})
+        assert answer.headers["content-type"].partition(";")[0] == answered
+
+
 @pytest.mark.parametrize("cached", [False, True])
 async def test_a_step_without_text_does_not_end_a_stream_of_text(cached: bool) -> None:
     """As of a model that reasons; an empty chunk would be the end for HTTP, and the rest another answer."""

@@ -19,12 +19,19 @@ STREAM_HEADERS: dict[StreamForm, list[tuple[bytes, bytes]]] = {
     "text": TEXT_HEADERS,
     "lines": JSON_LINES_HEADERS,
 }
+_FORMS: dict[str, StreamForm] = {"text/plain": "text", "application/x-ndjson": "lines"}
 
 
 def stream_form(request: Request) -> StreamForm:
-    """What the client would rather read than JSON or events, by its `Accept`."""
-    first = (header(request, b"accept") or "").partition(",")[0].partition(";")[0].strip().lower()
-    return {"text/plain": "text", "application/x-ndjson": "lines"}.get(first, "events")  # type: ignore[return-value]
+    """What the client reads, by its `Accept`: JSON and events unless it takes neither.
+
+    Who names `text/plain` beside `application/json` or `*/*` (Spring's client, jQuery's) means the JSON.
+    """
+    accept = header(request, b"accept")
+    if accept is None:
+        return "events"
+    forms = [_FORMS.get(each.partition(";")[0].strip().lower()) for each in accept.split(",")]
+    return forms[0] if forms[0] is not None and all(forms) else "events"
 
 
 class Form(NamedTuple):

@@ -38,6 +38,8 @@ class StreamOptions(Schema):
     """Send a last chunk with the token counts."""
     continuous_usage_stats: bool | None = None
     """Send the counts so far with every chunk (vLLM)."""
+    include_obfuscation: bool | None = None
+    """Accepted: nothing is added to hide the lengths of tokens."""
 
 
 class ContentPart(Schema):
