@@ -50,6 +50,7 @@ class SharedStorage:
         )
         self.redis: Redis = Redis(connection_pool=self.pool)
         self._errors = (RedisError, OSError, TimeoutError)
+        self._places = asyncio.Semaphore(_MAX_CONNECTIONS)
         self._paused_until = self._silent_until = 0.0
         self._away_since: float | None = None
 
@@ -76,13 +77,16 @@ class SharedStorage:
             self._note(error)
             raise self._error() from error
         if self.away:
-            self._away_since, self._silent_until = None, 0.0
+            self._away_since = None
             logger.warning("Redis is back")
         return result
 
     async def _bounded(self, work: Callable[[], Awaitable[T]]) -> T:
-        async with asyncio.timeout(self.timeout):
-            return await work()
+        async with self._places:  # a burst waits here, rather than take its own length for Redis's silence
+            if time.monotonic() < self._paused_until:
+                raise self._error()
+            async with asyncio.timeout(self.timeout):
+                return await work()
 
     def _note(self, error: BaseException) -> None:
         now = time.monotonic()

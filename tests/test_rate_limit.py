@@ -27,7 +27,7 @@ from gemma_serve.app import create_app
 from gemma_serve.clients import Client, Quotas
 from gemma_serve.errors import RateLimited
 from gemma_serve.key_file import KeyEntry, KeyLimits, write_keys
-from gemma_serve.rate_limit import RateLimiter, redis_quotas
+from gemma_serve.rate_limit import RateLimiter, quotas, redis_quotas
 from gemma_serve.rate_limit.limiter import duration
 from gemma_serve.rate_limit.window import MemoryWindows
 from gemma_serve.settings import Settings
@@ -188,6 +188,55 @@ async def test_tokens_are_reserved_and_put_right(limiter: RateLimiter) -> None:
         await fourth.reserve(1001)
     assert refused.value.headers == {"x-should-retry": "false"}
     assert limiter.in_flight() == 0
+
+
+async def test_who_leaves_while_he_is_admitted_keeps_no_slot(limiter: RateLimiter) -> None:
+    who = client(in_flight=1)
+    for rounds in range(12):  # wherever it waits
+        admitting = asyncio.create_task(limiter.admit(who))
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        admitting.cancel()
+        (lease,) = await asyncio.gather(admitting, return_exceptions=True)
+        if not isinstance(lease, BaseException):
+            await lease.settle(None, None)
+        await until(lambda: not limiter._settling)
+        lease = await limiter.admit(who)
+        await lease.settle(None, None)
+
+
+async def test_a_request_counts_on_the_day_it_was_admitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    limiter, who = RateLimiter(settings()), client(tokens_per_day=1000)
+    lease = await limiter.admit(who)
+    monkeypatch.setattr(quotas, "today", lambda: lease.day + 1)
+    await lease.reserve(800)
+    await lease.settle(10, 10)
+    again = await limiter.admit(who)
+    await again.reserve(1000)
+
+
+async def test_a_first_limit_begins_with_all_its_tokens() -> None:
+    limiter = RateLimiter(settings())
+    before, after = client(), client(tokens_per_minute=6000)
+    old, older = await limiter.admit(before), await limiter.admit(before)
+    await old.settle(0, 0)
+    new = await limiter.admit(after)
+    await new.reserve(3000)
+    await older.settle(0, 0)
+    await (await limiter.admit(after)).reserve(2900)
+
+
+async def test_a_burst_is_not_taken_for_a_redis_that_is_away(redis_server: str) -> None:
+    """It takes its connections one after the other for longer than one call may."""
+    storage = SharedStorage(settings(redis_server).storage.model_copy(update={"timeout_seconds": 2.0}))
+
+    async def work() -> None:
+        await storage.redis.blpop(f"nothing-{uuid.uuid4().hex}", timeout=0.2)
+
+    begun = time.monotonic()
+    await asyncio.gather(*(storage.call(work) for _ in range(64 * 15)))
+    assert time.monotonic() - begun > 2.0 and not storage.away
+    await storage.aclose()
 
 
 async def test_tokens_of_a_day(limiter: RateLimiter) -> None:

@@ -17,7 +17,7 @@ from ..errors import RateLimited
 from ..periodic import every
 from ..settings import Settings
 from ..storage import SharedStorage, StorageAway
-from .quotas import DayUsage, MemoryQuotas, Quotas, Reservation, today
+from .quotas import DayUsage, Entry, MemoryQuotas, Quotas, Reservation, today
 from .redis_quotas import LEASE_SECONDS, RedisQuotas
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class RateLimiter:
                     window.reset,
                 )
         if client.quotas.in_flight or client.quotas.tokens_per_minute:
-            entry = await self._unless_away(self._quotas.enter(client, lease.slot), None)
+            entry = await self._enter(lease)
             lease.tokens_left = None if entry is None else entry.tokens_left
             lease.has_slot = entry is not None and entry.admitted
             if entry is not None and not entry.admitted:
@@ -91,6 +91,22 @@ class RateLimiter:
                 )
         self._leases[lease.slot] = lease
         return lease
+
+    async def _enter(self, lease: Lease) -> Entry | None:
+        work = self._unless_away(self._quotas.enter(lease.client, lease.slot), None)
+        if self._storage is None:
+            return await work
+        entering = asyncio.ensure_future(work)
+        try:
+            return await asyncio.shield(entering)
+        except asyncio.CancelledError:  # Redis may give the slot all the same, to nobody
+            self._see_to(self._give_back(lease, entering))
+            raise
+
+    async def _give_back(self, lease: Lease, entering: asyncio.Future[Entry | None]) -> None:
+        (entry,) = await asyncio.gather(entering, return_exceptions=True)
+        if isinstance(entry, Entry) and entry.admitted:
+            await self._quotas.settle(lease.client, lease.slot, lease.day, {}, 0, 0)
 
     async def reserve(self, lease: Lease, tokens: int) -> None:
         """Raises `RateLimited`."""
@@ -145,10 +161,13 @@ class RateLimiter:
         if self._storage is None:
             await work  # never suspends, so it cannot be cancelled half-way
             return
-        task = asyncio.ensure_future(self._quietly(work))
+        await asyncio.shield(self._see_to(work))
+
+    def _see_to(self, work: Awaitable[None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._quietly(work))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
-        await asyncio.shield(task)
+        return task
 
     async def _settle(self, lease: Lease, prompt_tokens: int, completion_tokens: int) -> None:
         if lease.reserving is not None:

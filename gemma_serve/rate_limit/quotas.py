@@ -105,13 +105,14 @@ class MemoryQuotas:
 
     async def reserve(self, client: Client, day: int, tokens: int, name: str) -> Reservation:
         account, quotas = self._account(client), client.quotas
+        today_too = account.day == day  # or the day it was admitted on is over, whose count it is
         if quotas.tokens_per_minute and account.level < tokens:
             wait = (tokens - account.level) * 60 / quotas.tokens_per_minute
             return Reservation("minute", wait, account.level)
-        if quotas.tokens_per_day and account.day_tokens + tokens > quotas.tokens_per_day:
+        if today_too and quotas.tokens_per_day and account.day_tokens + tokens > quotas.tokens_per_day:
             return Reservation("day", until_tomorrow(), account.level)
         account.level -= tokens if quotas.tokens_per_minute else 0
-        account.day_tokens += tokens
+        account.day_tokens += tokens if today_too else 0
         return Reservation(None, 0.0, account.level)
 
     async def settle(
@@ -123,7 +124,8 @@ class MemoryQuotas:
         prompt_tokens: int,
         completion_tokens: int,
     ) -> None:
-        account = self._account(client)
+        # Not by `_account`: what it is limited to may have changed since this request began.
+        account = self._accounts.get(client.id) or self._account(client)
         unused = sum(reserved.values()) - prompt_tokens - completion_tokens
         account.in_flight -= slot is not None
         if account.capacity:
@@ -161,6 +163,8 @@ class MemoryQuotas:
             if len(self._accounts) >= self._sweep_at:
                 self._sweep(now)
             account = self._accounts[client.id] = _Account(capacity, capacity, now)
+        if not account.capacity:  # it had no limit
+            account.level = capacity
         account.level = min(capacity, account.level + (now - account.at) * capacity / 60)
         account.at, account.capacity = now, capacity
         if account.day != (day := today()):
