@@ -62,8 +62,8 @@ class ModelChanges:
 
     @property
     def model(self) -> str | None:
-        """The model that runs, or is about to."""
-        return self._switch.model if self.change is None else self.change.model
+        """The model that runs, or, once none takes requests any more, the one that is about to."""
+        return self._switch.model if self.change is None or self._switch.status.serving else self.change.model
 
     def serves(self, served: str) -> bool:
         """Does it take requests?"""

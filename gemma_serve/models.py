@@ -12,7 +12,7 @@ from typing import Any
 
 from .engine.base import EngineState, LoadedModel
 from .engine.switch import EngineSwitch
-from .errors import Conflict, EngineNotReady, ModelNotFound, Overloaded
+from .errors import Conflict, EngineNotReady, ModelNotFound, Overloaded, ServeError
 from .model_changes import LOADING_SECONDS, ModelChanges
 from .model_names import Adapter, ModelNames
 from .settings import Settings
@@ -219,5 +219,8 @@ class Models:
             self.changes.enter()
             try:
                 await self._switch.unload_adapter(name)
+            except ServeError:
+                self._names.adapters.setdefault(name, adapter)  # it is still there
+                raise
             finally:
                 self.changes.leave()

@@ -20,7 +20,7 @@ import pytest
 from gemma_serve.api_keys import digest_of
 from gemma_serve.app import create_app
 from gemma_serve.engine.base import EngineState, GenerationRequest, LoadedModel, RelayKind, Usage
-from gemma_serve.errors import StartupError
+from gemma_serve.errors import EngineDied, StartupError
 from gemma_serve.key_file import KeyEntry, write_keys
 from gemma_serve.settings import Settings, SettingsError
 
@@ -45,10 +45,12 @@ class Engine(FakeEngine):
         self.broken: str | None = None
         self.faulty: str | None = None
         self.ran = False
-        self.loads = asyncio.Event()
+        self.loads, self.checks = asyncio.Event(), asyncio.Event()
         self.loads.set()
+        self.checks.set()
 
     async def check(self) -> None:
+        await self.checks.wait()
         if self.faulty:
             raise StartupError(self.faulty)
 
@@ -422,6 +424,34 @@ async def test_adapters() -> None:
         assert shelf.running.adapters == {}
         assert (await client.delete(f"{path}/polite")).status_code == 404
         assert error_of(await ask(client, "polite"))[:2] == (404, "model_not_found")
+
+
+async def test_the_old_model_is_the_default_while_the_new_ones_configuration_is_checked() -> None:
+    async with serving_models() as (client, shelf):
+        shelf.prepare("small", lambda engine: engine.checks.clear())
+        await client.post("/v1/models/small/load")
+        await until(lambda: len(shelf.made) == 2)
+        assert said(await ask(client)) == "I am gemma-demo"
+        shelf.made[-1].checks.set()
+        await state(client, "small", "ready")
+        assert said(await ask(client)) == "I am small"
+
+
+async def test_an_adapter_that_could_not_be_taken_away_is_still_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving_models() as (client, shelf):
+        path = "/v1/models/gemma-demo/adapters"
+        await client.post(path, json={"name": "polite", "path": "/adapters/polite"})
+
+        async def refuse(name: str) -> None:
+            raise EngineDied("it died")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shelf.running, "unload_adapter", refuse)
+            assert (await client.delete(f"{path}/polite")).status_code == 503
+        assert said(await ask(client, "polite"))
+        assert (await client.delete(f"{path}/polite")).status_code == 204
 
 
 async def test_an_adapter_is_not_taken_away_while_it_is_loaded() -> None:
