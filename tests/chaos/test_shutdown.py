@@ -65,6 +65,7 @@ async def test_a_second_signal_ends_it_at_once() -> None:
             assert await asyncio.to_thread(server.wait, 20) == 0
             with contextlib.suppress(httpx.HTTPError):
                 assert (await running).status_code == 503
+            assert "Traceback" not in server.text
     finally:
         server.end()
 
