@@ -40,7 +40,7 @@ from gemma_serve.engine.vllm_names import (
     UnloadLoRAAdapterRequest,
 )
 from gemma_serve.engine.vllm_serving import ChatServing, CompletionServing
-from gemma_serve.errors import InvalidRequest, ModelNotFound, ServeError, Unavailable
+from gemma_serve.errors import InvalidRequest, ModelNotFound, NotImplementedHere, ServeError, Unavailable
 
 
 def test_the_engine_fields_are_those_of_this_vllm() -> None:
@@ -191,6 +191,12 @@ def test_a_wrapped_error_is_unwrapped() -> None:
         mapped = map_error(error)
     assert isinstance(mapped, InvalidRequest)
     assert mapped.message == "n must be 1"
+
+
+def test_what_cannot_be_read_for_want_of_a_library_is_told() -> None:
+    """vLLM's own words where sound comes and `vllm[audio]` is not installed."""
+    mapped = map_error(ImportError("Please install vllm[audio] for audio support."))
+    assert isinstance(mapped, NotImplementedHere) and "vllm[audio]" in mapped.message
 
 
 def test_no_path_or_flag_of_vllm_reaches_a_client() -> None:

@@ -78,6 +78,9 @@ def map_error(error: BaseException) -> ServeError:
             return Overloaded(message)
         case NotImplementedError():
             return NotImplementedHere(message)
+        case ImportError():  # sound, which the model takes, without a library that decodes it
+            logger.warning("A request needs what is not installed: %s", message)
+            return NotImplementedHere(f"What reads this is not installed on this server: {message}")
         case _ if isinstance(error, _CLIENT_FAULTS):
             return _client_fault(message, None)
     logger.error("The engine failed on a request", exc_info=error)
