@@ -30,7 +30,7 @@ from .generation import Delivery, Generation, Generator
 from .logs import RequestRecord, current_request
 from .metrics import Metrics
 from .models import Models
-from .rate_limit import reserve_tokens
+from .rate_limit import keep_reserved, reserve_tokens
 from .token_usage import estimate_tokens
 from .tracing import phase
 
@@ -212,6 +212,8 @@ class CachedGeneration(Generation):
             usage = seat.flight.usage
             prompt, _ = estimate_tokens(self._request.body)
             self.note(Usage(usage.prompt_tokens or prompt, usage.completion_tokens))
+        if seat.begins and not (seat.left or seat.flight.ended or seat.alone or seat.flight.task is None):
+            keep_reserved(seat.flight.task)  # or any number could be begun with the same tokens
         await seat.leave()
 
     def counts(self, seat: Seat) -> bool:

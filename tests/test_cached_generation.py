@@ -291,6 +291,25 @@ async def test_only_one_who_can_pay_begins(file: Path) -> None:
         assert not cache.flights
 
 
+async def test_who_leaves_what_goes_on_does_not_get_its_tokens_back(file: Path) -> None:
+    """Or any number could be begun, one after the other, with those of one."""
+    engine = FakeEngine(hang_at=0)
+    ask = ASK | {"max_tokens": 600}  # alice has 1,000 a minute
+    async with asking(engine, None, file) as (http, cache):
+        leader, follower = (
+            asyncio.create_task(http.post(CHAT, json=ask, headers=bearer(ALICE))) for _ in range(2)
+        )
+        await until(lambda: waiting(cache) == 2 and engine.hanging == 1)
+        (flight,) = cache.flights.values()
+        leader.cancel()
+        await until(lambda: len(flight.seats) == 1)
+        other = ask | {"messages": [{"role": "user", "content": "Another question"}]}
+        assert (await http.post(CHAT, json=other, headers=bearer(ALICE))).status_code == 429
+        engine.go_on.set()
+        assert (await follower).status_code == 200
+        assert (await http.post(CHAT, json=other, headers=bearer(ALICE))).status_code == 200
+
+
 async def test_whoever_is_left_pays(file: Path) -> None:
     engine = FakeEngine(hang_at=0)
     async with asking(engine, None, file, shared_by=("alice", "bob")) as (http, cache):

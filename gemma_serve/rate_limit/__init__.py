@@ -1,5 +1,21 @@
 """How much each client may take: requests per minute, tokens per minute and per day, requests in flight."""
 
-from .limiter import Lease, RateLimiter, RequestsExceeded, abandon, current_lease, reserve_tokens
+from .limiter import (
+    Lease,
+    RateLimiter,
+    RequestsExceeded,
+    abandon,
+    current_lease,
+    keep_reserved,
+    reserve_tokens,
+)
 
-__all__ = ["Lease", "RateLimiter", "RequestsExceeded", "abandon", "current_lease", "reserve_tokens"]
+__all__ = [
+    "Lease",
+    "RateLimiter",
+    "RequestsExceeded",
+    "abandon",
+    "current_lease",
+    "keep_reserved",
+    "reserve_tokens",
+]

@@ -10,7 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..clients import Client
 from ..errors import RateLimited
@@ -158,6 +158,9 @@ class RateLimiter:
         if self._leases.pop(lease.slot, None) is None:
             return
         work = self._settle(lease, prompt_tokens, completion_tokens)
+        if lease.until is not None:
+            self._see_to(work)
+            return
         if self._storage is None:
             await work  # never suspends, so it cannot be cancelled half-way
             return
@@ -172,6 +175,8 @@ class RateLimiter:
     async def _settle(self, lease: Lease, prompt_tokens: int, completion_tokens: int) -> None:
         if lease.reserving is not None:
             await asyncio.gather(lease.reserving, return_exceptions=True)
+        if lease.until is not None:
+            await asyncio.wait((lease.until,))
         await self._quotas.settle(
             lease.client,
             lease.slot if lease.has_slot else None,
@@ -231,6 +236,7 @@ class Lease:
         "reserving",
         "slot",
         "tokens_left",
+        "until",
         "window",
     )
 
@@ -246,6 +252,8 @@ class Lease:
         self.prompt_estimate = 0
         self.abandoned = False
         """The client left before the engine said what the answer took: count the prompt, as estimated."""
+        self.until: asyncio.Future[Any] | None = None
+        """What others go on with, and what was reserved is for."""
         self.window: Window | None = None
         self.tokens_left: float | None = None
 
@@ -305,6 +313,13 @@ async def reserve_tokens(estimate: Callable[[], tuple[int, int]]) -> None:
         prompt, answer = estimate()
         await lease.reserve(prompt + answer)
         lease.prompt_estimate = prompt
+
+
+def keep_reserved(until: asyncio.Future[Any]) -> None:
+    """The request being served ends, and what it began goes on for others: nothing is given back before."""
+    lease = current_lease.get()
+    if lease is not None and lease.reserved:
+        lease.until = until
 
 
 def abandon() -> None:
