@@ -159,8 +159,10 @@ class ModelChanges:
     ) -> ChangeTask:
         status = self._switch.status
         if self.change is not None or status.state is EngineState.LOADING:
-            doing = "loading" if self.change is None else self.change.state
-            raise Conflict(f"The server is {doing} {self.model!r}: wait until that is done.", param="model")
+            doing, about = "loading", self.model
+            if self.change is not None:
+                doing, about = self.change.state, self.change.model
+            raise Conflict(f"The server is {doing} {about!r}: wait until that is done.", param="model")
         if status.failed or status.state is EngineState.STOPPED:
             status.require_serving()
         self.change = Change(state, model)

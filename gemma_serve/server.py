@@ -103,7 +103,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        if self.force_exit:  # uvicorn would leave the application to be cancelled, with a traceback
+        if self.force_exit and not self.lifespan.shutdown_event.is_set():
+            # uvicorn would leave the application to be cancelled, with a traceback.
             await self.lifespan.shutdown()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

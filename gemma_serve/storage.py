@@ -74,7 +74,6 @@ class SharedStorage:
         try:
             result = await asyncio.shield(task)
         except self._errors as error:
-            self._note(error)
             raise self._error() from error
         if self.away:
             self._away_since = None
@@ -85,8 +84,12 @@ class SharedStorage:
         async with self._places:  # a burst waits here, rather than take its own length for Redis's silence
             if time.monotonic() < self._paused_until:
                 raise self._error()
-            async with asyncio.timeout(self.timeout):
-                return await work()
+            try:
+                async with asyncio.timeout(self.timeout):
+                    return await work()
+            except self._errors as error:
+                self._note(error)  # before the next has this place, and waits as long
+                raise
 
     def _note(self, error: BaseException) -> None:
         now = time.monotonic()

@@ -432,6 +432,8 @@ async def test_the_old_model_is_the_default_while_the_new_ones_configuration_is_
         await client.post("/v1/models/small/load")
         await until(lambda: len(shelf.made) == 2)
         assert said(await ask(client)) == "I am gemma-demo"
+        refused = await client.post("/v1/models/big/load")
+        assert error_of(refused)[0] == 409 and "loading 'small'" in error_of(refused)[2]
         shelf.made[-1].checks.set()
         await state(client, "small", "ready")
         assert said(await ask(client)) == "I am small"

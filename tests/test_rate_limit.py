@@ -570,6 +570,30 @@ async def test_a_redis_that_hangs_does_not_hold_the_server_up(tmp_path: Path) ->
             writer.close()
 
 
+async def test_of_many_only_some_wait_for_a_redis_that_hangs(tmp_path: Path) -> None:
+    """Those that have its connections: who waits for one of these hears of it from them."""
+    path = tmp_path / "socket"
+    writers: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_unix_server(lambda reader, writer: writers.append(writer), path)
+    asked = 0
+    async with server:
+        impatient = settings(f"unix://{path}").storage.model_copy(update={"timeout_seconds": 1.5})
+        storage = SharedStorage(impatient)  # longer than it is left alone after a failure
+
+        async def ping() -> None:
+            nonlocal asked
+            asked += 1
+            await storage.redis.ping()
+
+        calls = [storage.call(ping) for _ in range(320)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {StorageAway}
+        assert asked <= 64
+        await storage.aclose()
+        for writer in writers:
+            writer.close()
+
+
 async def test_slots_of_a_killed_server_come_back(redis_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_quotas, "LEASE_SECONDS", 4)  # a busy machine renews late
     config = settings(redis_server)

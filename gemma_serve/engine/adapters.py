@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import logging
 from pathlib import Path
 
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
@@ -15,6 +16,8 @@ from .identity import files
 from .supervisor import Supervisor
 from .vllm_errors import mapped_errors, raise_for_error
 from .vllm_names import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
+
+logger = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 600  # for vLLM's processes: asked when they have died, they never answer
 
@@ -55,9 +58,13 @@ class Adapters:
         adapter = self._models.lora_requests.get(name)
         with mapped_errors():
             raise_for_error(await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name)))
-            if adapter is not None:  # vLLM would leave it in the engine
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    await self._supervisor.remove_lora(adapter.lora_int_id)
+        if adapter is None:
+            return
+        try:  # vLLM would leave it in the engine
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await self._supervisor.remove_lora(adapter.lora_int_id)
+        except Exception as error:  # one that dies takes it along, and no request finds it any more
+            logger.warning("The adapter %s may take memory of the engine until that ends: %r", name, error)
 
 
 def _describe(path: str) -> list[str]:

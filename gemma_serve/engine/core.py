@@ -127,6 +127,8 @@ class ReplaceableCore:
         """A signal told it to end, and what it says from then on is no answer: the next one goes on."""
         if not outputs.outputs or outputs.outputs[0].finish_reason is not FinishReason.ABORT:
             return False
+        if core.vllm_config.shutdown_timeout:
+            return False  # so set, it finishes what it has, and refuses others
         if any(self._entries.get(output.request_id) for output in outputs.outputs):
             self._ending = core  # else only what was aborted here has crossed with it
             self._open.clear()
@@ -213,7 +215,9 @@ class ReplaceableCore:
 
     def _weight(self, hung: bool, killed: bool) -> int:
         processes = getattr(self._core.resources.engine_manager, "processes", ())
-        killed = killed or any(process.exitcode in _FROM_OUTSIDE for process in processes)
+        # Of several, vLLM ends the others when one has crashed.
+        codes = [process.exitcode for process in processes if process.exitcode is not None]
+        killed = killed or (bool(codes) and all(code in _FROM_OUTSIDE for code in codes))
         return KILLED if killed and not hung else CRASHED
 
     def _close(self) -> None:

@@ -359,7 +359,8 @@ class VLLMEngine:
         if self._llm is None:
             return 1
         config = self._llm.vllm_config
-        sequences = int(config.scheduler_config.max_num_seqs) * int(config.parallel_config.data_parallel_size)
+        engines = len(self._llm.engine_core.engine_ranks_managed)  # data parallel ones
+        sequences = int(config.scheduler_config.max_num_seqs) * engines
         return sequences + max(
             4, sequences // 8
         )  # a few wait in the engine, so that no step has a free place

@@ -54,7 +54,8 @@ def gpu_memory(llm: AsyncLLM) -> list[GpuMemory]:
 
 
 def _devices(llm: AsyncLLM) -> int:
-    return int(llm.vllm_config.parallel_config.world_size_across_dp)
+    engines = len(llm.engine_core.engine_ranks_managed)  # data parallel ones
+    return int(llm.vllm_config.parallel_config.world_size) * engines
 
 
 @functools.cache
