@@ -22,7 +22,7 @@ logger = logging.getLogger("gemma_serve")
 class Engine(FakeEngine):
     async def complete(self, request: GenerationRequest) -> tuple[dict[str, Any], Usage]:
         messages = request.body.get("messages")
-        if messages and messages[-1]["content"] == "hang":
+        if messages and messages[-1].get("content") == "hang":
             logger.info("at work")
             await self.hang()
         return await super().complete(request)
