@@ -133,12 +133,11 @@ class HttpProtocol(PatientOnce, HttpToolsProtocol):
         for each in (cycle, answered):
             if each is not None and not each.response_complete:
                 _disconnect(each)
-        if answered is not None and answered is not cycle and not answered.response_complete:
-            self.transport.close()  # this one waits behind another, whose answer it is that would be broken
-        elif cycle is None or (cycle.response_complete if self._in_head else not cycle.response_started):
+        free = cycle is None or (cycle.response_complete if self._in_head else not cycle.response_started)
+        if free and (answered is cycle or answered is None or answered.response_complete):
             self._answer(error)
             self.linger()
-        else:
+        else:  # it would come in the midst of an answer, of this request or one before it
             self.transport.close()
 
     def on_response_complete(self) -> None:
